@@ -1,0 +1,1 @@
+"""Run exported video diffusion models with NumPy and ONNX Runtime: no PyTorch."""

@@ -1,0 +1,50 @@
+"""Every error that telecine raises on purpose.
+
+TelecineError
+ ├── SourceError    the checkpoint that export reads
+ ├── BundleError    the folder that export writes and the runtime opens
+ ├── RequestError   what a caller asks `generate` for
+ ├── BackendError   ONNX Runtime or TensorRT, and the machine below it
+ └── EngineError    building or loading a TensorRT engine
+"""
+
+from __future__ import annotations
+
+
+class TelecineError(Exception):
+    """A fault that the user can act on: what was got, what was expected, what to do next.
+
+    Args:
+        got: what telecine found, as a clause ("height is 500").
+        expected: what it needs instead ("a multiple of 32").
+        fix: the next step, as a sentence ("Use 480 or 512.").
+    """
+
+    def __init__(self, got: str, *, expected: str, fix: str) -> None:
+        super().__init__(got, expected, fix)
+        self.got = got
+        self.expected = expected
+        self.fix = fix
+
+    def __str__(self) -> str:
+        return f"{self.got}; expected {self.expected}. {self.fix}"
+
+
+class SourceError(TelecineError):
+    """The source checkpoint is missing, incomplete or not one that telecine exports."""
+
+
+class BundleError(TelecineError):
+    """The bundle is missing, damaged, edited, or of another format."""
+
+
+class RequestError(TelecineError):
+    """A parameter of a request is wrong."""
+
+
+class BackendError(TelecineError):
+    """A backend is missing, refuses a graph, or failed while running one."""
+
+
+class EngineError(TelecineError):
+    """A TensorRT engine could not be built or loaded."""

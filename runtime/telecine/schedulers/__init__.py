@@ -1,0 +1,1 @@
+"""LTX-Video and its kin: pure NumPy schedulers."""
