@@ -5,7 +5,8 @@ TelecineError
  ├── BundleError    the folder that export writes and the runtime opens
  ├── RequestError   what a caller asks `generate` for
  ├── BackendError   ONNX Runtime or TensorRT, and the machine below it
- └── EngineError    building or loading a TensorRT engine
+ ├── EngineError    building or loading a TensorRT engine
+ └── Cancelled      the caller's own callback stopped a run
 """
 
 from __future__ import annotations
@@ -48,3 +49,7 @@ class BackendError(TelecineError):
 
 class EngineError(TelecineError):
     """A TensorRT engine could not be built or loaded."""
+
+
+class Cancelled(TelecineError):
+    """The caller's callback stopped the run."""

@@ -1,1 +1,1 @@
-"""LTX-Video and its kin: pure NumPy schedulers."""
+"""Noise schedules and the steps along them, in NumPy: one file a scheduler."""

@@ -1,0 +1,1 @@
+"""Turn bundles into TensorRT engines on the box that runs them: no torch, no onnx."""

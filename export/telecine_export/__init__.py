@@ -1,0 +1,1 @@
+"""Turn a source checkpoint into a bundle. torch lives here only."""

@@ -1,0 +1,52 @@
+"""The families that export knows: a dict from diffusers' pipeline class to what to trace and what to record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from telecine.errors import SourceError
+from telecine_export import ltx_video
+from telecine_export.graphs import GraphSpec
+from telecine_export.source import Source
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """What export needs to know of a family; each function reads a source's configurations."""
+
+    name: str
+    graphs: Callable[[Source], list[GraphSpec]]
+    host: Callable[[Source], dict[str, Any]]
+    variant: Callable[[Source], str]
+    presets: Callable[[Source], dict[str, dict[str, Any]]]
+
+
+LTX_VIDEO = Family(
+    name="ltx-video",
+    graphs=ltx_video.graphs,
+    host=ltx_video.host,
+    variant=ltx_video.variant,
+    presets=ltx_video.presets,
+)
+
+FAMILIES: Mapping[str, Family] = {
+    "LTXPipeline": LTX_VIDEO,
+    "LTXImageToVideoPipeline": LTX_VIDEO,
+    "LTXConditionPipeline": LTX_VIDEO,
+}
+
+
+def family_of(source: Source) -> Family:
+    """
+    Raises:
+        SourceError: the pipeline class is of no family that telecine exports.
+    """
+    if source.pipeline_class not in FAMILIES:
+        raise SourceError(
+            f"{source.root} is a {source.pipeline_class}",
+            expected=f"one of {', '.join(FAMILIES)}",
+            fix="telecine exports LTX-Video only, so far.",
+        )
+    return FAMILIES[source.pipeline_class]

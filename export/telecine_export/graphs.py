@@ -1,0 +1,38 @@
+"""What to trace: one `GraphSpec` per graph of a component, made by a family's file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+PRECISIONS: Mapping[str, torch.dtype] = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+}
+
+AxisNames = Mapping[int, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphSpec:
+    """One graph: a module on the meta device, sample inputs, and the names of what varies.
+
+    `axes` names each input's dynamic axes; a name is either a symbol (`tokens`) or a symbol with a grid rule
+    (`8*latent_frames-7`). `untied` lists (input, axis, name) triples that are traced equal to another axis and then
+    set free: the graph broadcasts over them. `rename` maps a parameter of the module to the checkpoint's name.
+    """
+
+    component: str
+    role: str = "main"
+    build: Callable[[torch.dtype], nn.Module]
+    sample: Mapping[str, Tensor]
+    axes: Mapping[str, AxisNames]
+    output: str
+    output_shape: tuple[str | int, ...]
+    checkpoint: str
+    rename: Callable[[str], str] = lambda name: name
+    untied: tuple[tuple[str, int, str], ...] = field(default=())

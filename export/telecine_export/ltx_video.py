@@ -1,0 +1,290 @@
+"""LTX-Video 0.9.x: its graphs, and the configuration that its host math needs."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLLTXVideo, LTXVideoTransformer3DModel
+from torch import Tensor, nn
+from transformers import T5Config, T5EncoderModel
+
+from telecine.errors import SourceError
+from telecine_export.graphs import GraphSpec
+from telecine_export.patches import patch_ltx_transformer, patch_ltx_vae, patch_t5
+from telecine_export.source import Source
+
+Config = Mapping[str, Any]
+
+
+class TextEncoderGraph(nn.Module):
+    """(B, L) token ids → (B, L, D) embeddings. Pads are attended: diffusers passes T5 no mask."""
+
+    def __init__(self, config: Config, dtype: torch.dtype) -> None:
+        super().__init__()
+        t5 = T5Config(**config)
+        t5._attn_implementation = "eager"  # the relative position bias rules fused attention out
+        self.text_encoder = T5EncoderModel(t5).eval().to(dtype)
+        patch_t5(self.text_encoder)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self.text_encoder(input_ids).last_hidden_state.float()
+
+
+class TransformerGraph(nn.Module):
+    """(B, T, C) packed latents → (B, T, C) velocity."""
+
+    def __init__(self, config: Config, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.transformer = LTXVideoTransformer3DModel.from_config(config).eval().to(dtype)
+        self.stg = patch_ltx_transformer(self.transformer)
+        self.dtype = dtype
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        encoder_attention_mask: Tensor,
+        timestep: Tensor,
+        rope_cos: Tensor,
+        rope_sin: Tensor,
+        rope_index: Tensor,
+        stg_mode: Tensor,
+    ) -> Tensor:
+        self.stg.modes = stg_mode
+        (velocity,) = self.transformer(
+            hidden_states=hidden_states.to(self.dtype),
+            encoder_hidden_states=encoder_hidden_states.to(self.dtype),
+            timestep=timestep,
+            encoder_attention_mask=encoder_attention_mask,
+            video_coords=(rope_cos, rope_sin, rope_index),
+            return_dict=False,
+        )
+        return velocity.float()
+
+
+class VaeEncoderGraph(nn.Module):
+    """(B, 3, 8k+1, 32h, 32w) video in [-1, 1] → (B, C + 1, k+1, h, w) moments: C means, one shared log-variance."""
+
+    def __init__(self, config: Config, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.encoder = AutoencoderKLLTXVideo.from_config(config).encoder.eval().to(dtype)
+        patch_ltx_vae(self.encoder)
+        self.channels = config["latent_channels"] + 1
+        self.dtype = dtype
+
+    def forward(self, video: Tensor) -> Tensor:
+        # diffusers repeats the one log-variance C times; the host broadcasts it.
+        return self.encoder(video.to(self.dtype))[:, : self.channels].float()
+
+
+class VaeDecoderGraph(nn.Module):
+    """(B, C, F, H, W) denormalised latents → (B, 3, 8F-7, 32H, 32W) video in [-1, 1]."""
+
+    def __init__(self, config: Config, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.decoder = AutoencoderKLLTXVideo.from_config(config).decoder.eval().to(dtype)
+        patch_ltx_vae(self.decoder)
+        self.dtype = dtype
+
+    def forward(self, latents: Tensor, timestep: Tensor | None = None) -> Tensor:
+        temb = None if timestep is None else timestep.to(self.dtype)
+        return self.decoder(latents.to(self.dtype), temb).float()
+
+
+# Settings that diffusers' documentation recommends for each variant; sizes are on the grid.
+NEGATIVE_PROMPT = "worst quality, inconsistent motion, blurry, jittery, distorted"
+RECOMMENDED: Mapping[str, Mapping[str, Any]] = {
+    "0.9.0": {"width": 704, "height": 480, "num_frames": 161, "num_inference_steps": 50},
+    "0.9.1": {
+        "width": 768, "height": 512, "num_frames": 161, "num_inference_steps": 50,
+        "decode_timestep": 0.03, "decode_noise_scale": 0.025,
+    },
+    "0.9.5": {
+        "width": 768, "height": 512, "num_frames": 161, "num_inference_steps": 40,
+        "decode_timestep": 0.05, "decode_noise_scale": 0.025,
+    },
+    "0.9.7": {
+        "width": 768, "height": 512, "num_frames": 121, "num_inference_steps": 30, "guidance_scale": 5.0,
+        "decode_timestep": 0.05, "decode_noise_scale": 0.025,
+    },
+}  # fmt: skip
+
+
+def variant(source: Source) -> str:
+    """The first release with this architecture, told from the configuration and never from a file name."""
+    vae = _complete(AutoencoderKLLTXVideo, source.config("vae"))
+    layers = _complete(LTXVideoTransformer3DModel, source.config("transformer"))["num_layers"]
+    if any(vae["decoder_inject_noise"]):
+        return "0.9.1"
+    if "LTXVideo095DownBlock3D" in vae["down_block_types"]:
+        return "0.9.7" if layers == 48 else "0.9.5"
+    return "0.9.0"
+
+
+def presets(source: Source) -> dict[str, dict[str, Any]]:
+    """Named settings of `generate`: what the model's documentation recommends."""
+    return {"recommended": {"negative_prompt": NEGATIVE_PROMPT, **RECOMMENDED[variant(source)]}}
+
+
+def graphs(source: Source) -> list[GraphSpec]:
+    """The graphs of a text-to-video pipeline, and the VAE's encoder for later conditioning.
+
+    Raises:
+        SourceError: a configuration that the graph contracts do not cover.
+    """
+    transformer_config = _complete(LTXVideoTransformer3DModel, source.config("transformer"))
+    vae_config = _complete(AutoencoderKLLTXVideo, source.config("vae"))
+    if (transformer_config["patch_size"], transformer_config["patch_size_t"]) != (1, 1):
+        raise SourceError(
+            f"{source.root}/transformer has patch_size {transformer_config['patch_size']}"
+            f" and patch_size_t {transformer_config['patch_size_t']}",
+            expected="1 and 1, as every published LTX-Video has",
+            fix="This transformer cannot be exported.",
+        )
+    if any(vae_config["decoder_inject_noise"]):
+        raise SourceError(
+            f"{source.root}/vae injects noise into its decoder (LTX-Video 0.9.1)",
+            expected="a VAE of 0.9.0, or of 0.9.5 and later",
+            fix="Export another release; 0.9.1's noise maps are not exported yet.",
+        )
+    return [
+        text_encoder(source.config("text_encoder")),
+        transformer(transformer_config),
+        vae_encoder(vae_config),
+        vae_decoder(vae_config),
+    ]
+
+
+def host(source: Source) -> dict[str, Any]:
+    """What the NumPy side needs: ratios, latent statistics, schedule, RoPE frequencies as torch computed them."""
+    transformer_config = _complete(LTXVideoTransformer3DModel, source.config("transformer"))
+    vae_config = _complete(AutoencoderKLLTXVideo, source.config("vae"))
+    temporal, spatial = compression_ratios(vae_config)
+    with source.checkpoint("vae") as vae:
+        statistics = {name: vae.load(name).float().tolist() for name in ("latents_mean", "latents_std")}
+    return {
+        "temporal_ratio": temporal,
+        "spatial_ratio": spatial,
+        "latent_channels": transformer_config["in_channels"],
+        "text_channels": transformer_config["caption_channels"],
+        "transformer_blocks": transformer_config["num_layers"],
+        "timestep_conditioning": vae_config["timestep_conditioning"],
+        "scaling_factor": vae_config["scaling_factor"],
+        **statistics,
+        "rope_frequencies": rope_frequencies(transformer_config).tolist(),
+        "scheduler": source.config("scheduler"),
+    }
+
+
+def _complete(model: type, config: Config) -> dict[str, Any]:
+    """A configuration with the defaults of the diffusers class for what it leaves out."""
+    parameters = inspect.signature(model).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+    return defaults | dict(config)
+
+
+def text_encoder(config: Config) -> GraphSpec:
+    return GraphSpec(
+        component="text_encoder",
+        build=lambda dtype: TextEncoderGraph(config, dtype),
+        sample={"input_ids": torch.zeros(2, 12, dtype=torch.int64)},
+        axes={"input_ids": {0: "batch", 1: "text_length"}},
+        output="prompt_embeds",
+        output_shape=("batch", "text_length", config["d_model"]),
+        checkpoint="text_encoder",
+        rename=lambda name: name.removeprefix("text_encoder."),
+    )
+
+
+def transformer(config: Config) -> GraphSpec:
+    channels, blocks = config["in_channels"], config["num_layers"]
+    frequencies = config["num_attention_heads"] * config["attention_head_dim"] // 6
+    batch, tokens, length, positions = 2, 24, 7, 5
+    return GraphSpec(
+        component="transformer",
+        build=lambda dtype: TransformerGraph(config, dtype),
+        sample={
+            "hidden_states": torch.zeros(batch, tokens, channels),
+            "encoder_hidden_states": torch.zeros(batch, length, config["caption_channels"]),
+            "encoder_attention_mask": torch.zeros(batch, length),
+            "timestep": torch.zeros(batch, tokens),
+            "rope_cos": torch.zeros(3, positions, frequencies),
+            "rope_sin": torch.zeros(3, positions, frequencies),
+            "rope_index": torch.zeros(tokens, 3, dtype=torch.int32),
+            "stg_mode": torch.zeros(blocks, batch, dtype=torch.int32),
+        },
+        axes={
+            "hidden_states": {0: "batch", 1: "tokens"},
+            "encoder_hidden_states": {0: "batch", 1: "text_length"},
+            "encoder_attention_mask": {0: "batch", 1: "text_length"},
+            "timestep": {0: "batch", 1: "tokens"},
+            "rope_cos": {1: "rope_positions"},
+            "rope_sin": {1: "rope_positions"},
+            "rope_index": {0: "tokens"},
+            "stg_mode": {1: "batch"},
+        },
+        # One timestep a video, or one a token (frozen conditioning frames): the same graph.
+        untied=(("timestep", 1, "timestep_tokens"),),
+        output="velocity",
+        output_shape=("batch", "tokens", config["out_channels"] or channels),
+        checkpoint="transformer",
+        rename=lambda name: name.removeprefix("transformer."),
+    )
+
+
+def vae_encoder(config: Config) -> GraphSpec:
+    temporal, spatial = compression_ratios(config)
+    frames = f"{temporal}*latent_frames-{temporal - 1}"
+    return GraphSpec(
+        component="vae_encoder",
+        build=lambda dtype: VaeEncoderGraph(config, dtype),
+        # At least two latents along every axis: torch.export takes a 1 for a constant.
+        sample={"video": torch.zeros(2, 3, 2 * temporal + 1, 2 * spatial, 3 * spatial)},
+        axes={"video": {0: "batch", 2: frames, 3: f"{spatial}*latent_height", 4: f"{spatial}*latent_width"}},
+        output="moments",
+        output_shape=(
+            "batch", config["latent_channels"] + 1, "latent_frames", "latent_height", "latent_width",
+        ),
+        checkpoint="vae",
+    )  # fmt: skip
+
+
+def vae_decoder(config: Config) -> GraphSpec:
+    temporal, spatial = compression_ratios(config)
+    sample = {"latents": torch.zeros(2, config["latent_channels"], 3, 4, 5)}
+    axes: dict[str, dict[int, str]] = {
+        "latents": {0: "batch", 2: "latent_frames", 3: "latent_height", 4: "latent_width"}
+    }
+    if config["timestep_conditioning"]:
+        sample["timestep"] = torch.zeros(2)
+        axes["timestep"] = {0: "batch"}
+    frames = f"{temporal}*latent_frames-{temporal - 1}"
+    return GraphSpec(
+        component="vae_decoder",
+        build=lambda dtype: VaeDecoderGraph(config, dtype),
+        sample=sample,
+        axes=axes,
+        output="video",
+        output_shape=("batch", 3, frames, f"{spatial}*latent_height", f"{spatial}*latent_width"),
+        checkpoint="vae",
+    )
+
+
+def compression_ratios(vae: Config) -> tuple[int, int]:
+    """(temporal, spatial) pixels per latent, as AutoencoderKLLTXVideo derives them."""
+    halvings = 2 ** sum(vae["spatio_temporal_scaling"])
+    temporal = vae.get("temporal_compression_ratio") or vae["patch_size_t"] * halvings
+    spatial = vae.get("spatial_compression_ratio") or vae["patch_size"] * halvings
+    return temporal, spatial
+
+
+def rope_frequencies(transformer: Config) -> Tensor:
+    """(K,) float32: LTXVideoRotaryPosEmbed's own expression, so that the last bit is torch's and not NumPy's."""
+    inner_dim = transformer["num_attention_heads"] * transformer["attention_head_dim"]
+    theta = 10000.0
+    exponents = torch.linspace(math.log(1.0, theta), math.log(theta, theta), inner_dim // 6, dtype=torch.float32)
+    return theta**exponents * math.pi / 2.0

@@ -1,0 +1,222 @@
+"""Every change to a traced network, in one place: set on instances, so diffusers and transformers stay as they are.
+
+A network is patched only where its own code cannot be traced for free sizes, or where the graph contract asks for an
+input that the module computes itself (RoPE tables, spatio-temporal guidance). The weights and their names never
+change.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from diffusers import LTXVideoTransformer3DModel
+from diffusers.models.autoencoders.autoencoder_kl_ltx import LTXVideoCausalConv3d
+from diffusers.models.embeddings import Timesteps
+from diffusers.models.transformers.transformer_ltx import LTXAttention, LTXVideoTransformerBlock
+from torch import Tensor, nn
+from transformers.models.t5.modeling_t5 import T5Attention
+
+# Values of the transformer graph's `stg_mode` input (STGuidance, arXiv 2411.18664; Lightricks' SkipLayerStrategy).
+STG_ATTENTION_VALUES = 1
+STG_SKIP_ATTENTION = 2
+STG_SKIP_BLOCK = 3
+
+FREQUENCIES = "frequencies"
+
+Rotary = tuple[Tensor, Tensor]
+
+
+class TorchTimesteps(nn.Module):
+    """Stands in for diffusers' Timesteps: (N,) timesteps → (N, channels) sinusoids of frequencies that torch computed.
+
+    Folded into the graph by another library, a frequency's last bit differs: at timestep 1000 that is 6e-5 radians.
+    """
+
+    def __init__(self, original: Timesteps) -> None:
+        super().__init__()
+        half = original.num_channels // 2
+        with torch.device("cpu"):
+            exponents = -math.log(10000) * torch.arange(half, dtype=torch.float32)
+            self.computed = [torch.exp(exponents / (half - original.downscale_freq_shift))]
+        self.flip, self.scale = original.flip_sin_to_cos, original.scale
+        self.register_buffer(FREQUENCIES, torch.empty_like(self.computed[0], device="meta"), persistent=False)
+
+    def forward(self, timesteps: Tensor) -> Tensor:
+        angles = self.scale * (timesteps[:, None].float() * self.frequencies[None])
+        waves = [torch.sin(angles), torch.cos(angles)]
+        return torch.cat(waves[::-1] if self.flip else waves, dim=-1)
+
+
+def patch_timesteps(model: nn.Module) -> None:
+    """Give every sinusoidal timestep projection the frequencies that torch computes on a CPU."""
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, Timesteps):
+                setattr(module, name, TorchTimesteps(child))
+
+
+def computed_constants(model: nn.Module) -> dict[str, Tensor]:
+    """Values of the buffers that patches put in place of what the network computes, by their names."""
+    return {
+        f"{name}.{FREQUENCIES}": module.computed[0]
+        for name, module in model.named_modules()
+        if isinstance(module, TorchTimesteps)
+    }
+
+
+class StgModes:
+    """(blocks, B) modes of the call being traced: the one value that reaches blocks past diffusers' signatures."""
+
+    def __init__(self) -> None:
+        self.modes: Tensor | None = None
+
+    def equals(self, block: int, mode: int) -> Tensor:
+        """(B, 1, 1) booleans: which batch elements perturb this block so."""
+        if self.modes is None:
+            raise RuntimeError("StgModes.modes must be set before the transformer is called")
+        return (self.modes[block] == mode)[:, None, None]
+
+
+class TableRope(nn.Module):
+    """Stands in for LTXVideoRotaryPosEmbed: gathers the host's tables instead of computing angles.
+
+    The angles reach 15,708 radians, where float32 trigonometry of another backend is off by 1e-3; so the host
+    computes cos and sin once, and the graph gathers. Returns (T, D / 2) cos and sin, one value per rotated pair.
+    """
+
+    def __init__(self, inner_dim: int) -> None:
+        super().__init__()
+        self.padded_pairs = inner_dim % 6 // 2
+
+    def forward(self, hidden_states: Tensor, *unused: object) -> Rotary:
+        rope_cos, rope_sin, rope_index = unused[-1]  # type: ignore[misc]
+        rows = rope_cos.shape[1]
+        flat = rope_index + torch.arange(3, dtype=torch.int32, device=rope_index.device) * rows
+        return self._gather(rope_cos, flat, 1.0), self._gather(rope_sin, flat, 0.0)
+
+    def _gather(self, table: Tensor, flat: Tensor, padding: float) -> Tensor:
+        # (T, 3, K) → (T, K, 3) → (T, 3K): diffusers interleaves the three axes within each frequency.
+        values = F.embedding(flat, table.flatten(0, 1)).transpose(1, 2).flatten(1)
+        return F.pad(values, (self.padded_pairs, 0), value=padding) if self.padded_pairs else values
+
+
+def rotate(states: Tensor, rotary: Rotary) -> Tensor:
+    """Rotate (B, T, D) by (T, D / 2) cos and sin, in float32 (diffusers' apply_rotary_emb, tables at half width)."""
+    cos, sin = rotary
+    real, imaginary = states.float().unflatten(2, (-1, 2)).unbind(-1)
+    rotated = torch.stack([real * cos - imaginary * sin, imaginary * cos + real * sin], dim=-1)
+    return rotated.flatten(2).to(states.dtype)
+
+
+def attend(attn: LTXAttention, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+    """Multi-head attention of (B, T, D) over (B, L, D), bias (B, 1, T, L); before the output projection."""
+    heads = [states.unflatten(2, (attn.heads, -1)).transpose(1, 2) for states in (query, key, value)]
+    return F.scaled_dot_product_attention(*heads, attn_mask=bias).transpose(1, 2).flatten(2)
+
+
+class PerturbableSelfAttention:
+    """LTXVideoAttnProcessor for `attn1`, with two of the perturbations of spatio-temporal guidance."""
+
+    def __init__(self, stg: StgModes, block: int) -> None:
+        self.stg, self.block = stg, block
+
+    def __call__(
+        self,
+        attn: LTXAttention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: Rotary | None = None,
+    ) -> Tensor:
+        if image_rotary_emb is None:
+            raise RuntimeError("self-attention of LTX-Video always rotates")
+        query = rotate(attn.norm_q(attn.to_q(hidden_states)), image_rotary_emb)
+        key = rotate(attn.norm_k(attn.to_k(hidden_states)), image_rotary_emb)
+        value = attn.to_v(hidden_states)
+        output = attend(attn, query, key, value, None)
+        output = torch.where(self.stg.equals(self.block, STG_ATTENTION_VALUES), value, output)
+        output = torch.where(self.stg.equals(self.block, STG_SKIP_ATTENTION), hidden_states, output)
+        return attn.to_out[0](output)
+
+
+class MaskedCrossAttention:
+    """LTXVideoAttnProcessor for `attn2`, with the text bias spelled out per query.
+
+    ONNX Runtime's Attention does not broadcast the query axis of its mask.
+    """
+
+    def __call__(
+        self,
+        attn: LTXAttention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        attention_mask: Tensor,
+        image_rotary_emb: None = None,
+    ) -> Tensor:
+        query = attn.norm_q(attn.to_q(hidden_states))
+        key = attn.norm_k(attn.to_k(encoder_hidden_states))
+        value = attn.to_v(encoder_hidden_states)
+        bias = attention_mask[:, None].expand(-1, -1, hidden_states.shape[1], -1)
+        return attn.to_out[0](attend(attn, query, key, value, bias))
+
+
+def _perturbable_block(
+    block: LTXVideoTransformerBlock, stg: StgModes, index: int, hidden_states: Tensor, **inputs: object
+) -> Tensor:
+    output = type(block).forward(block, hidden_states, **inputs)
+    return torch.where(stg.equals(index, STG_SKIP_BLOCK), hidden_states, output)
+
+
+def patch_ltx_transformer(model: LTXVideoTransformer3DModel) -> StgModes:
+    """Give the transformer table RoPE, traceable attention and perturbable blocks; returns the modes' holder."""
+    stg = StgModes()
+    patch_timesteps(model)
+    model.rope = TableRope(model.config.num_attention_heads * model.config.attention_head_dim)
+    for index, block in enumerate(model.transformer_blocks):
+        block.attn1.processor = PerturbableSelfAttention(stg, index)
+        block.attn2.processor = MaskedCrossAttention()
+        block.forward = partial(_perturbable_block, block, stg, index)
+    return stg
+
+
+def _causal_conv(conv: LTXVideoCausalConv3d, hidden_states: Tensor) -> Tensor:
+    before = conv.kernel_size[0] - 1 if conv.is_causal else (conv.kernel_size[0] - 1) // 2
+    after = 0 if conv.is_causal else before
+    pieces = [hidden_states[:, :, :1]] * before + [hidden_states] + [hidden_states[:, :, -1:]] * after
+    return conv.conv(torch.cat(pieces, dim=2) if len(pieces) > 1 else hidden_states)
+
+
+def patch_ltx_vae(model: nn.Module) -> None:
+    """Pad in time by one Concat: `.repeat` becomes a chain of shape arithmetic with no constant shape."""
+    patch_timesteps(model)
+    for module in model.modules():
+        if isinstance(module, LTXVideoCausalConv3d):
+            module.forward = partial(_causal_conv, module)
+
+
+def _bucket_by_bounds(bounds: list[int], relative_position: Tensor, **unused: object) -> Tensor:
+    distance = relative_position.abs()
+    bucket = sum((distance >= bound).to(torch.long) for bound in bounds)
+    return bucket + (relative_position > 0).to(torch.long) * (len(bounds) + 1)
+
+
+def patch_t5(model: nn.Module) -> None:
+    """Count T5's relative position buckets by the distances where torch's own bucket changes.
+
+    Distances 16, 32 and 64 sit exactly on bucket boundaries of a float32 logarithm: a backend whose `log` differs in
+    the last bit moves them to another bucket. Integers compare exactly everywhere.
+    """
+    for module in model.modules():
+        if isinstance(module, T5Attention) and module.has_relative_attention_bias:
+            buckets = T5Attention._relative_position_bucket(
+                -torch.arange(module.relative_attention_max_distance + 1, device="cpu"),
+                bidirectional=True,
+                num_buckets=module.relative_attention_num_buckets,
+                max_distance=module.relative_attention_max_distance,
+            ).tolist()
+            # Where the buckets step up by n, the same bound counts n times.
+            bounds = [i for i in range(1, len(buckets)) for _ in range(buckets[i] - buckets[i - 1])]
+            module._relative_position_bucket = partial(_bucket_by_bounds, bounds)

@@ -1,0 +1,214 @@
+"""Where a checkpoint comes from: a diffusers folder or a hub id, its configurations and its safetensors."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from safetensors import SafetensorError, safe_open
+
+from telecine.errors import SourceError
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+COMPONENT_FOLDERS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
+WANTED_SUFFIXES = ("json", "safetensors", "model", "txt")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A checkpoint in diffusers' layout on this machine's disk."""
+
+    root: Path
+    pipeline_class: str
+
+    def config(self, component: str) -> dict[str, Any]:
+        """The component's configuration as the checkpoint ships it."""
+        name = "scheduler_config.json" if component == "scheduler" else "config.json"
+        return _read_json(self.root / component / name)
+
+    def checkpoint(self, component: str) -> Checkpoint:
+        """The component's tensors, by the names that the checkpoint gives them."""
+        return Checkpoint(self.root / component)
+
+
+def open_source(source: str, *, revision: str | None = None) -> Source:
+    """Find a checkpoint: a folder, or a hub id that is downloaded into (or found in) the hub's cache.
+
+    Raises:
+        SourceError: neither a folder nor a hub id; not reachable; not in diffusers' layout.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        if revision is not None:
+            raise SourceError(
+                f"--revision {revision} with the folder {source}",
+                expected="a hub id, which has revisions",
+                fix="Leave --revision out, or name the model by its hub id.",
+            )
+        root = path
+    elif path.is_file():
+        raise SourceError(
+            f"{source} is a single file",
+            expected="a folder in diffusers' layout or a hub id",
+            fix="Convert it once with diffusers: LTXPipeline.from_single_file(FILE).save_pretrained(FOLDER).",
+        )
+    elif HUB_ID.fullmatch(source) and not source.startswith("."):
+        root = _download(source, revision)
+    else:
+        raise SourceError(
+            f"{source} does not exist",
+            expected="a folder in diffusers' layout or a hub id such as Lightricks/LTX-Video",
+            fix="Check the path.",
+        )
+    index = _read_json(root / "model_index.json")
+    if "_class_name" not in index:
+        raise SourceError(
+            f"{root / 'model_index.json'} names no pipeline class",
+            expected="a `_class_name`",
+            fix="Save the pipeline again with diffusers' save_pretrained.",
+        )
+    return Source(root=root, pipeline_class=index["_class_name"])
+
+
+def _download(repository: str, revision: str | None) -> Path:
+    """Fetch a hub repository's component folders; the repository's single-file checkpoints stay there."""
+    patterns = ["model_index.json", *(f"{c}/*.{s}" for c in COMPONENT_FOLDERS for s in WANTED_SUFFIXES)]
+    try:
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
+    except GatedRepoError as error:
+        problem, fix = "asks for a licence to be accepted", "Accept it on the hub, then set HF_TOKEN."
+        raise SourceError(f"{repository} {problem}", expected="a readable repository", fix=fix) from error
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        at = f" at revision {revision}" if revision else ""
+        raise SourceError(
+            f"the hub has no {repository}{at}",
+            expected="a public hub id, or a private one with HF_TOKEN set",
+            fix="Check the name; for a folder, check that it exists.",
+        ) from error
+    except LocalEntryNotFoundError as error:
+        raise SourceError(
+            f"{repository} is not in the hub's cache and the hub cannot be reached",
+            expected="a connection, or an earlier download",
+            fix="Connect (and unset HF_HUB_OFFLINE), or pass a folder.",
+        ) from error
+    except (HfHubHTTPError, OSError) as error:
+        raise SourceError(
+            f"downloading {repository} failed: {error}",
+            expected="the hub to answer and the cache's disk to have room",
+            fix="Run the command again: files that arrived are kept.",
+        ) from error
+
+
+class Checkpoint:
+    """The tensors of one component folder: one or several `.safetensors`, opened lazily and never unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        """
+        Raises:
+            SourceError: no safetensors, a missing shard, or a damaged file.
+        """
+        self.folder = folder
+        self._stack = ExitStack()
+        self._handles: dict[str, Any] = {}
+        for file in _weight_files(folder):
+            try:
+                handle = self._stack.enter_context(safe_open(file, framework="pt"))
+            except (SafetensorError, OSError) as error:
+                self._stack.close()
+                raise SourceError(
+                    f"{file} cannot be read: {error}",
+                    expected="a whole safetensors file",
+                    fix="Download or copy it again.",
+                ) from error
+            self._handles.update(dict.fromkeys(handle.keys(), handle))
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._handles.clear()
+        self._stack.close()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._handles
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._handle(name).get_slice(name).get_shape())
+
+    def load(self, name: str) -> torch.Tensor:
+        """The tensor, in the checkpoint's own type."""
+        return self._handle(name).get_tensor(name)
+
+    def _handle(self, name: str) -> Any:
+        if name not in self._handles:
+            raise SourceError(
+                f"{self.folder} has no tensor {name}",
+                expected="every tensor that its config.json asks for",
+                fix="The checkpoint is incomplete or its config.json is another model's: download it again.",
+            )
+        return self._handles[name]
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    indexes = sorted(folder.glob("*.safetensors.index.json"))
+    if indexes:
+        names = sorted(set(_read_json(indexes[0]).get("weight_map", {}).values()))
+        files = [folder / name for name in names]
+        missing = [file.name for file in files if not file.is_file()]
+        if missing or not files:
+            raise SourceError(
+                f"{folder} lacks {', '.join(missing) or 'every shard'}",
+                expected=f"the shards that {indexes[0].name} lists",
+                fix="Download the folder again.",
+            )
+        return files
+    files = sorted(folder.glob("*.safetensors"))
+    if len(files) == 1:
+        return files
+    if len(files) > 1:
+        raise SourceError(
+            f"{folder} has {len(files)} safetensors files and no index: {', '.join(file.name for file in files)}",
+            expected="one file, or shards with an index",
+            fix="Keep only the variant to export.",
+        )
+    pickled = sorted(folder.glob("*.bin")) + sorted(folder.glob("*.pt"))
+    raise SourceError(
+        f"{folder} has {pickled[0].name}, a pickle, and no safetensors" if pickled else f"{folder} has no safetensors",
+        expected="weights as safetensors (telecine never unpickles)",
+        fix="Load it with diffusers and save it with save_pretrained(safe_serialization=True).",
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise SourceError(
+            f"{path} is missing",
+            expected="a checkpoint in diffusers' layout",
+            fix="Point at the folder that holds model_index.json and its component folders.",
+        ) from error
+    except (OSError, ValueError) as error:
+        raise SourceError(
+            f"{path} cannot be read: {error}", expected="a JSON object", fix="Download or copy it again."
+        ) from error
+    if not isinstance(content, Mapping):
+        raise SourceError(f"{path} holds a {type(content).__name__}", expected="a JSON object", fix="Download it again.")
+    return dict(content)

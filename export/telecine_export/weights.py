@@ -1,0 +1,142 @@
+"""Stream a checkpoint's tensors into a component's `weights.bin`, one at a time, hashed as they are written."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from telecine.errors import SourceError
+from telecine_export.source import Checkpoint
+from telecine_export.trace import TRANSPOSED
+
+TORCH_DTYPES = {
+    ir.DataType.FLOAT: torch.float32,
+    ir.DataType.FLOAT16: torch.float16,
+    ir.DataType.BFLOAT16: torch.bfloat16,
+}
+# Large tensors start on a page, so that a backend can map them; small ones on a cache line.
+PAGE, CACHE_LINE, LARGE = 4096, 64, 1 << 16
+# Types and layouts change a piece at a time: T5-XXL's embedding alone is 0.5 GB in float32.
+PIECE = 1 << 24
+
+# T5's input embedding is shared with its decoder's; checkpoints name it by either end.
+TIED_NAMES = {
+    "shared.weight": "encoder.embed_tokens.weight",
+    "encoder.embed_tokens.weight": "shared.weight",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightsFile:
+    path: Path
+    size: int
+    sha256: str
+    parameters: int
+
+
+class WeightsWriter:
+    """One component's external data. Every graph of the component refers into it; a tensor is written once."""
+
+    def __init__(self, path: Path, checkpoint: Checkpoint, *, progress: Callable[[int], None]) -> None:
+        self._path, self._checkpoint, self._progress = path, checkpoint, progress
+        self._file = path.open("xb")
+        self._hash = hashlib.sha256()
+        self._written: dict[tuple[str, bool, ir.DataType], ir.ExternalTensor] = {}
+        self._parameters: dict[str, int] = {}
+
+    def __enter__(self) -> WeightsWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        self._file.close()
+
+    def attach(self, model: ir.Model) -> None:
+        """Give every initializer that awaits a value its bytes in the file.
+
+        Raises:
+            SourceError: the checkpoint lacks a tensor, or has it in another shape.
+        """
+        for value in model.graph.initializers.values():
+            if value.const_value is None:
+                value.const_value = self._write(value)
+
+    def finish(self) -> WeightsFile:
+        """Size, hash and number of parameters of what was written."""
+        return WeightsFile(
+            path=self._path,
+            size=self._file.tell(),
+            sha256=self._hash.hexdigest(),
+            parameters=sum(self._parameters.values()),
+        )
+
+    def _write(self, value: ir.Value) -> ir.ExternalTensor:
+        assert value.name and value.dtype and value.shape is not None
+        transposed = TRANSPOSED in value.metadata_props
+        key = (value.name, transposed, value.dtype)
+        if key not in self._written:
+            tensor = self._read(value.name, [int(dim) for dim in value.shape], transposed)
+            self._parameters[value.name] = tensor.numel()
+            offset = self._align(tensor.numel() * value.dtype.bitwidth // 8)
+            self._stream(tensor, TORCH_DTYPES[value.dtype])
+            self._written[key] = ir.ExternalTensor(
+                location=self._path.name,
+                offset=offset,
+                length=self._file.tell() - offset,
+                dtype=value.dtype,
+                shape=ir.Shape(tensor.shape),
+                name=value.name,
+                base_dir=self._path.parent,
+            )
+        return self._written[key]
+
+    def _read(self, name: str, shape: list[int], transposed: bool) -> Tensor:
+        if name not in self._checkpoint and TIED_NAMES.get(name, name) in self._checkpoint:
+            name = TIED_NAMES[name]
+        tensor = self._checkpoint.load(name)
+        tensor = tensor.T if transposed else tensor
+        if list(tensor.shape) != shape:
+            raise SourceError(
+                f"tensor {name} of {self._checkpoint.folder} has shape {list(tensor.shape)}",
+                expected=f"{shape}, as its config.json says",
+                fix="The weights and the config.json are of different models: download both again.",
+            )
+        if not tensor.is_floating_point():
+            raise SourceError(
+                f"tensor {name} of {self._checkpoint.folder} is {tensor.dtype}",
+                expected="float32, float16 or bfloat16",
+                fix="Save the model unquantised.",
+            )
+        return tensor
+
+    def _align(self, size: int) -> int:
+        boundary = PAGE if size >= LARGE else CACHE_LINE
+        self._put(b"\0" * (-self._file.tell() % boundary))
+        return self._file.tell()
+
+    def _stream(self, tensor: Tensor, dtype: torch.dtype) -> None:
+        """Write the tensor row-major in `dtype`, a bounded piece at a time."""
+        if tensor.ndim == 0:
+            tensor = tensor[None]
+        rows = max(1, PIECE // max(1, tensor[0].numel()))
+        for start in range(0, tensor.shape[0], rows):
+            piece = tensor[start : start + rows].to(dtype).contiguous()
+            # NumPy has no bfloat16: hand the bytes over.
+            self._put(memoryview(piece.view(torch.uint8).numpy()).cast("B"))
+            self._progress(piece.nbytes)
+
+    def _put(self, data: bytes | memoryview) -> None:
+        self._file.write(data)
+        self._hash.update(data)

@@ -1,0 +1,1 @@
+"""The backends that run graphs, all behind `base.Session`."""

@@ -1,0 +1,129 @@
+"""Open a bundle and trust it: format, hashes and sizes are checked before anything is used."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from telecine.errors import BundleError
+from telecine.manifest import FILE_NAME, Component, FileEntry, Graph, Manifest
+
+# Larger than any graph, smaller than any memory: hashing a file costs no more than this.
+PIECE = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bundle:
+    """A bundle on disk whose manifest, graphs and tokenizer are those that export wrote."""
+
+    root: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: str | Path) -> Bundle:
+        """Check format, the hashes of manifest, graphs and tokenizer, and the sizes of weights.
+
+        Raises:
+            BundleError: missing, of another format, damaged, edited, or with paths that leave the bundle.
+        """
+        root = Path(path).expanduser()
+        manifest = Manifest.parse(_read_manifest(root), where=str(root / FILE_NAME))
+        bundle = cls(root=root, manifest=manifest)
+        for entry in bundle.hashed_files():
+            bundle.check(entry, contents=True)
+        for component in manifest.components.values():
+            bundle.check(component.weights, contents=False)
+        return bundle
+
+    def hashed_files(self) -> list[FileEntry]:
+        """The small files, whose contents are checked at every opening."""
+        graphs = [graph.file for part in self.manifest.components.values() for graph in part.graphs.values()]
+        return [self.manifest.tokenizer, *graphs]
+
+    def check_weights(self) -> None:
+        """Hash the weights too (gigabytes: `telecine inspect --check`).
+
+        Raises:
+            BundleError: a weights file is not the one that export wrote.
+        """
+        for component in self.manifest.components.values():
+            self.check(component.weights, contents=True)
+
+    def component(self, name: str) -> Component:
+        """
+        Raises:
+            BundleError: the bundle lacks the component.
+        """
+        if name not in self.manifest.components:
+            raise BundleError(
+                f"{self.root} has no {name}",
+                expected=f"one of its components: {', '.join(self.manifest.components)}",
+                fix="Export the bundle again from a complete source.",
+            )
+        return self.manifest.components[name]
+
+    def graph(self, component: str, role: str = "main") -> Graph:
+        return self.component(component).graphs[role]
+
+    def path(self, entry: FileEntry) -> Path:
+        """Where a file lies; a path that leaves the bundle (`..`, absolute) is refused.
+
+        Raises:
+            BundleError: the path leaves the bundle.
+        """
+        relative = Path(entry.path)
+        if relative.is_absolute() or ".." in relative.parts:
+            raise BundleError(
+                f"{self.root / FILE_NAME} names {entry.path}",
+                expected="paths inside the bundle",
+                fix="Do not use this bundle; export it again from a source that you trust.",
+            )
+        return self.root / relative
+
+    def check(self, entry: FileEntry, *, contents: bool) -> None:
+        """
+        Raises:
+            BundleError: the file is missing, of another size, or (with `contents`) has other contents.
+        """
+        path = self.path(entry)
+        if not path.is_file():
+            raise self._wrong(path, "is missing", f"a file of {entry.size} bytes")
+        size = path.stat().st_size
+        if size != entry.size:
+            raise self._wrong(path, f"has {size} bytes", f"{entry.size}")
+        if contents and sha256(path) != entry.sha256:
+            raise self._wrong(path, "has changed: its SHA-256 is another", entry.sha256)
+
+    def _wrong(self, path: Path, problem: str, expected: str) -> BundleError:
+        return BundleError(f"{path} {problem}", expected=expected, fix="Export or copy the bundle again.")
+
+
+def sha256(path: Path) -> str:
+    """Hex SHA-256 of a file's contents."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(PIECE):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def is_bundle(path: Path) -> bool:
+    """Whether a folder is a bundle at all (what `--overwrite` may replace)."""
+    return (path / FILE_NAME).is_file()
+
+
+def _read_manifest(root: Path) -> str:
+    try:
+        return (root / FILE_NAME).read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        problem = f"{root} is not a bundle: it has no {FILE_NAME}" if root.is_dir() else f"{root} does not exist"
+        raise BundleError(
+            problem, expected="a folder that telecine export wrote", fix="Run: telecine export SOURCE BUNDLE"
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise BundleError(
+            f"{root / FILE_NAME} cannot be read: {error}",
+            expected="the manifest that telecine export wrote",
+            fix="Check the path and its permissions, or copy the bundle again.",
+        ) from error

@@ -1,0 +1,54 @@
+"""The denoising loop: from noise to latents, for every family."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from telecine.errors import Cancelled
+from telecine.guidance import Guidance
+from telecine.schedulers.flow_match_euler import FlowMatchEulerConfig, Schedule, step
+
+Array = npt.NDArray[np.float32]
+# (B, T, C) latents and a timestep 0..1000 → (passes * B, T, C) velocities, in guidance's order.
+Network = Callable[[Array, float], Array]
+# (step, steps, sigma, latents) → None, new latents, or False to stop the run.
+Callback = Callable[[int, int, float, Array], "Array | bool | None"]
+
+
+def denoise(
+    network: Network,
+    latents: Array,
+    *,
+    config: FlowMatchEulerConfig,
+    schedule: Schedule,
+    guidance: Guidance,
+    draw_noise: Callable[[], Array] | None = None,
+    callback: Callback | None = None,
+) -> Array:
+    """(B, T, C) noise → (B, T, C) latents, along the schedule.
+
+    `draw_noise` gives each step's (B, T, C) noise where the scheduler samples stochastically. `callback` sees every
+    step's result and may replace it.
+
+    Raises:
+        Cancelled: the callback returned False.
+    """
+    steps = len(schedule.timesteps)
+    for index, timestep in enumerate(schedule.timesteps):
+        velocity = guidance.combine(network(latents, timestep))
+        noise = draw_noise() if draw_noise else None
+        latents = step(config, schedule, index, velocity, latents, noise=noise)
+        if callback is not None:
+            answer = callback(index, steps, float(schedule.sigmas[index]), latents)
+            if answer is False:
+                raise Cancelled(
+                    f"the callback stopped the run after step {index + 1} of {steps}",
+                    expected="a run to its end",
+                    fix="Return None from the callback to go on.",
+                )
+            if isinstance(answer, np.ndarray):
+                latents = answer.astype(np.float32, copy=False)
+    return latents
