@@ -210,5 +210,7 @@ def _read_json(path: Path) -> dict[str, Any]:
             f"{path} cannot be read: {error}", expected="a JSON object", fix="Download or copy it again."
         ) from error
     if not isinstance(content, Mapping):
-        raise SourceError(f"{path} holds a {type(content).__name__}", expected="a JSON object", fix="Download it again.")
+        raise SourceError(
+            f"{path} holds a {type(content).__name__}", expected="a JSON object", fix="Download it again."
+        )
     return dict(content)

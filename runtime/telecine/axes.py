@@ -25,7 +25,9 @@ def bind_axes(specs: Iterable[TensorSpec], shapes: Mapping[str, Shape]) -> dict[
     names = {spec.name for spec in specs}
     if names != set(shapes):
         raise BackendError(
-            f"inputs {sorted(shapes)}", expected=f"exactly {sorted(names)}", fix="Pass every input of the graph, by name."
+            f"inputs {sorted(shapes)}",
+            expected=f"exactly {sorted(names)}",
+            fix="Pass every input of the graph, by name.",
         )
     sizes: dict[str, int] = {}
     for spec in specs:

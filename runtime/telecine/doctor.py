@@ -26,8 +26,8 @@ PURPOSES = ("runtime", "export", "build")
 
 GIB = 1024**3
 MINIMUM_PYTHON = (3, 10)
-DISK_GIB = {"runtime": 5, "export": 40, "build": 40}    # export: the source and the bundle, side by side
-MEMORY_GIB = {"runtime": 4, "export": 8, "build": 16}   # a build takes about 3.3 times its plan
+DISK_GIB = {"runtime": 5, "export": 40, "build": 40}  # export: the source and the bundle, side by side
+MEMORY_GIB = {"runtime": 4, "export": 8, "build": 16}  # a build takes about 3.3 times its plan
 
 # Packages, by telecine's extra ("" is what it always needs): read from the installed distribution's metadata;
 # this table, without minimum versions, stands in where telecine runs from its source tree.
@@ -38,16 +38,24 @@ PACKAGES = {
     "onnxruntime-gpu": ("onnxruntime-gpu",),
     "video": ("av",),
     "export": (
-        "diffusers", "huggingface-hub", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "sentencepiece",
-        "tqdm", "torch", "transformers",
+        "diffusers",
+        "huggingface-hub",
+        "onnx",
+        "onnx-ir",
+        "onnxruntime",
+        "onnxscript",
+        "sentencepiece",
+        "tqdm",
+        "torch",
+        "transformers",
     ),
 }
 EXTRAS = {"runtime": ("",), "export": ("", "export"), "build": ("",)}
-ONNXRUNTIMES = ("onnxruntime", "onnxruntime-gpu")   # one import name: they overwrite each other's files
+ONNXRUNTIMES = ("onnxruntime", "onnxruntime-gpu")  # one import name: they overwrite each other's files
 TENSORRTS = ("tensorrt", "tensorrt-rtx", "tensorrt-lean")
 ENCODERS = ("libx264", "libvpx-vp9", "gif")
 GET_DRIVER = "Install the NVIDIA driver, or start the container with `--gpus all`, until `nvidia-smi` works."
-UNREADABLE = (importlib.metadata.PackageNotFoundError, KeyError, ValueError)   # absent or damaged metadata
+UNREADABLE = (importlib.metadata.PackageNotFoundError, KeyError, ValueError)  # absent or damaged metadata
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,21 +76,24 @@ class Machine:
     """What the checks share: the question, and the answers that more than one of them needs."""
 
     purpose: str
-    path: Path                              # where bundles and clips will be written
+    path: Path  # where bundles and clips will be written
     gpu: probes.Probe
-    minimums: dict[str, dict[str, str]]     # extra → distribution → minimum version, "" where unknown
+    minimums: dict[str, dict[str, str]]  # extra → distribution → minimum version, "" where unknown
 
 
 def examine(purpose: str, *, path: Path | None = None) -> list[Check]:
     """Check this machine for one of PURPOSES. Raises RequestError for another."""
     if purpose not in PURPOSES:
         raise RequestError(
-            f"the purpose is {purpose!r}", expected=f"one of {', '.join(PURPOSES)}",
+            f"the purpose is {purpose!r}",
+            expected=f"one of {', '.join(PURPOSES)}",
             fix="Run `telecine doctor --for runtime`.",
         )
     machine = Machine(
-        purpose=purpose, path=Path() if path is None else Path(path),
-        gpu=probes.run_probe("gpu"), minimums=_minimums(),
+        purpose=purpose,
+        path=Path() if path is None else Path(path),
+        gpu=probes.run_probe("gpu"),
+        minimums=_minimums(),
     )
     found: list[Check] = []
     for check in CHECKS[purpose]:
@@ -130,7 +141,9 @@ def check_system(machine: Machine) -> Check:
     if system == "Linux" and arch in ("x86_64", "aarch64") and libc.startswith("glibc"):
         return Check(name="System", status="ok", found=found)
     return Check(
-        name="System", status="warn", found=found,
+        name="System",
+        status="warn",
+        found=found,
         fix="Use Linux with glibc (Debian, Ubuntu, RHEL...) on x86-64 or aarch64: nothing else is tested.",
     )
 
@@ -144,7 +157,8 @@ def check_distribution(machine: Machine) -> Check:
         return Check(name="telecine", status="ok", found=version)
     extra = "export" if machine.purpose == "export" else "onnxruntime"
     return Check(
-        name="telecine", status="warn",
+        name="telecine",
+        status="warn",
         found=f"not installed, runs from {Path(__file__).parent}: packages' minimum versions are not checked",
         fix=f'Run `pip install -e ".[{extra}]"` in the folder with pyproject.toml.',
     )
@@ -172,10 +186,14 @@ def check_imports(machine: Machine) -> list[Check]:
         found.append(Check(name="Imports", status="ok", found=f"{len(loaded)} packages load"))
     else:
         culprit = next((name for name in modules if name not in loaded), "python")
-        found.append(Check(
-            name="Imports", status="fail", found=f"importing {culprit}: {probe.problem}",
-            fix=f"Run `pip install --force-reinstall {culprit.replace('_', '-')}`.",
-        ))
+        found.append(
+            Check(
+                name="Imports",
+                status="fail",
+                found=f"importing {culprit}: {probe.problem}",
+                fix=f"Run `pip install --force-reinstall {culprit.replace('_', '-')}`.",
+            )
+        )
     if "torch" in loaded:
         cuda = probe.answer.get("cuda")
         build = f"built for CUDA {cuda}" if cuda else "CPU build"
@@ -188,25 +206,33 @@ def check_onnxruntime(machine: Machine) -> list[Check]:
     here = {dist: version for dist in ONNXRUNTIMES if (version := _installed(dist))}
     wanted = _wanted_extra(machine)
     if len(here) > 1:
-        return [Check(
-            name=name, status="fail",
-            found=", ".join(f"{dist} {version}" for dist, version in here.items())
-            + ": both installed, and each overwrites files of the other",
-            fix=f"Run `pip uninstall -y {' '.join(ONNXRUNTIMES)}`, then `{_pip(wanted)}`.",
-        )]
+        return [
+            Check(
+                name=name,
+                status="fail",
+                found=", ".join(f"{dist} {version}" for dist, version in here.items())
+                + ": both installed, and each overwrites files of the other",
+                fix=f"Run `pip uninstall -y {' '.join(ONNXRUNTIMES)}`, then `{_pip(wanted)}`.",
+            )
+        ]
     if not here:
         return [Check(name=name, status="fail", found="not installed", fix=f"Run `{_pip(wanted)}`.")]
-    (dist, version), = here.items()
+    ((dist, version),) = here.items()
     minimum = machine.minimums.get(dist, {}).get(dist, "")
     package = _package(dist, wanted, minimum, "fail")
     if package.status == "fail":
         return [package]
     probe = probes.run_probe("onnxruntime")
     if probe.problem:
-        return [package, Check(
-            name=name, status="fail", found=f"{dist} {version} does not load: {probe.problem}",
-            fix=f"Run `pip uninstall -y {' '.join(ONNXRUNTIMES)}`, then `{_pip(dist)}`.",
-        )]
+        return [
+            package,
+            Check(
+                name=name,
+                status="fail",
+                found=f"{dist} {version} does not load: {probe.problem}",
+                fix=f"Run `pip uninstall -y {' '.join(ONNXRUNTIMES)}`, then `{_pip(dist)}`.",
+            ),
+        ]
     short = [provider.removesuffix("ExecutionProvider") for provider in probe.answer["providers"]]
     found = f"{probe.answer['version']} runs; built with {', '.join(short)}"
     cuda = [] if machine.purpose == "export" else _onnxruntime_cuda(machine, listed="CUDA" in short)
@@ -222,18 +248,25 @@ def _onnxruntime_cuda(machine: Machine, *, listed: bool) -> list[Check]:
         return [Check(name=name, status="info", found="this build is CPU only", fix=swap)] if gpus else []
     if not gpus:
         swap = f"`pip uninstall -y onnxruntime-gpu`, then `{_pip('onnxruntime')}`, is the smaller CPU build."
-        return [Check(
-            name=name, status="warn", found="listed, but no NVIDIA GPU can be used: it will run on the CPU",
-            fix=f"{GET_DRIVER} {swap}",
-        )]
+        return [
+            Check(
+                name=name,
+                status="warn",
+                found="listed, but no NVIDIA GPU can be used: it will run on the CPU",
+                fix=f"{GET_DRIVER} {swap}",
+            )
+        ]
     probe = probes.run_probe("onnxruntime_cuda")
     if probe.problem is None and "CUDAExecutionProvider" in probe.answer["providers"]:
         return [Check(name=name, status="ok", found="a session loads on the GPU")]
-    return [Check(
-        name=name, status="warn",
-        found=f"listed, but does not load: {probe.problem or 'a session fell back to the CPU'}",
-        fix='Install the CUDA and cuDNN that it was built for: `pip install "onnxruntime-gpu[cuda,cudnn]"`.',
-    )]
+    return [
+        Check(
+            name=name,
+            status="warn",
+            found=f"listed, but does not load: {probe.problem or 'a session fell back to the CPU'}",
+            fix='Install the CUDA and cuDNN that it was built for: `pip install "onnxruntime-gpu[cuda,cudnn]"`.',
+        )
+    ]
 
 
 def check_video(machine: Machine) -> list[Check]:
@@ -285,17 +318,22 @@ def check_tensorrt(machine: Machine) -> list[Check]:
         if probe.problem is None:
             found.append(Check(name=dist, status="info", found=f"{version}, loads"))
         else:
-            found.append(Check(
-                name=dist, status="warn", found=f"{version} does not load: {probe.problem}",
-                fix=f"Run `pip install --force-reinstall {dist}`, or `pip uninstall {dist}`.",
-            ))
+            found.append(
+                Check(
+                    name=dist,
+                    status="warn",
+                    found=f"{version} does not load: {probe.problem}",
+                    fix=f"Run `pip install --force-reinstall {dist}`, or `pip uninstall {dist}`.",
+                )
+            )
     none = f"none of {', '.join(TENSORRTS)} is installed"
     return found or [Check(name="TensorRT", status="info", found=none)]
 
 
 def check_engines(machine: Machine) -> Check:
     return Check(
-        name="Engines", status="info",
+        name="Engines",
+        status="info",
         found="this version of telecine cannot build TensorRT engines; its bundles run on ONNX Runtime",
         fix="Use `telecine generate BUNDLE`; `telecine doctor --for runtime` checks what it needs.",
     )
@@ -313,7 +351,9 @@ def check_disk(machine: Machine) -> Check:
     found = f"{free:.1f} GiB free at {machine.path.absolute()}"
     if free < need:
         return Check(
-            name=name, status="warn", found=f"{found}, {need} GiB advised",
+            name=name,
+            status="warn",
+            found=f"{found}, {need} GiB advised",
             fix="Free some space, or write to another disk.",
         )
     return Check(name=name, status="ok", found=found)
@@ -328,7 +368,9 @@ def check_memory(machine: Machine) -> Check:
     found = f"{usable:.1f} GiB free of {total:.1f} GiB"
     if usable < need:
         return Check(
-            name=name, status="warn", found=f"{found}, {need} GiB advised",
+            name=name,
+            status="warn",
+            found=f"{found}, {need} GiB advised",
             fix="Close other programs, or raise the container's memory limit.",
         )
     return Check(name=name, status="ok", found=found)
@@ -359,16 +401,47 @@ def check_hugging_face(machine: Machine) -> list[Check]:
 
 CHECKS: dict[str, tuple[Callable[[Machine], Check | list[Check]], ...]] = {
     "runtime": (
-        check_python, check_system, check_distribution, check_packages, check_imports, check_onnxruntime,
-        check_video, check_gpu, check_tensorrt, check_disk, check_memory, check_cores, check_cache,
+        check_python,
+        check_system,
+        check_distribution,
+        check_packages,
+        check_imports,
+        check_onnxruntime,
+        check_video,
+        check_gpu,
+        check_tensorrt,
+        check_disk,
+        check_memory,
+        check_cores,
+        check_cache,
     ),
     "export": (
-        check_python, check_system, check_distribution, check_packages, check_imports, check_onnxruntime,
-        check_gpu, check_disk, check_memory, check_cores, check_cache, check_hugging_face,
+        check_python,
+        check_system,
+        check_distribution,
+        check_packages,
+        check_imports,
+        check_onnxruntime,
+        check_gpu,
+        check_disk,
+        check_memory,
+        check_cores,
+        check_cache,
+        check_hugging_face,
     ),
     "build": (
-        check_python, check_system, check_distribution, check_packages, check_imports, check_gpu,
-        check_tensorrt, check_engines, check_disk, check_memory, check_cores, check_cache,
+        check_python,
+        check_system,
+        check_distribution,
+        check_packages,
+        check_imports,
+        check_gpu,
+        check_tensorrt,
+        check_engines,
+        check_disk,
+        check_memory,
+        check_cores,
+        check_cache,
     ),
 }
 
@@ -409,7 +482,9 @@ def _package(name: str, extra: str, minimum: str, status: Status) -> Check:
         return Check(name=name, status=status, found="not installed", fix=f"Run `{_pip(extra)}`.")
     if minimum and _release(version) < _release(minimum):
         return Check(
-            name=name, status=status, found=f"{version}, older than {minimum}",
+            name=name,
+            status=status,
+            found=f"{version}, older than {minimum}",
             fix=f'Run `pip install --upgrade "{name}>={minimum}"`.',
         )
     return Check(name=name, status="ok", found=f"{version} (needs {minimum})" if minimum else version)
@@ -441,7 +516,7 @@ def _user_cache() -> Path:
 
 
 def _cache_folder(name: str, folder: Path, variable: str) -> Check:
-    folder = Path(os.path.expanduser(folder))   # unlike Path.expanduser, leaves "~" where there is no home
+    folder = Path(os.path.expanduser(folder))  # unlike Path.expanduser, leaves "~" where there is no home
     problem = _unwritable(folder)
     if problem:
         fix = f"Set {variable} to a folder that you may write to."
@@ -459,7 +534,7 @@ def _unwritable(path: Path) -> str | None:
     """Why nothing can be written at or below the path; leaves nothing behind."""
     place = path
     try:
-        place = _existing(path)   # raises where the working directory was deleted
+        place = _existing(path)  # raises where the working directory was deleted
         with tempfile.TemporaryFile(dir=place):
             return None
     except OSError as error:

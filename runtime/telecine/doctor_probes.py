@@ -23,19 +23,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 PROBE_TIMEOUT_S = 30.0
-IMPORTS_TIMEOUT_S = 180.0   # torch and transformers from a cold disk
+IMPORTS_TIMEOUT_S = 180.0  # torch and transformers from a cold disk
 ANSWER = "telecine-probe:"  # starts an answer's line: native libraries print on stdout too
 
 # The child imports from where this process would, not from the working directory that `-c` puts first.
-_BOOT = (
-    "import sys; sys.path[:] = sys.argv[4:]; import runpy; "
-    "runpy.run_path(sys.argv[1], run_name='__main__')"
-)
+_BOOT = "import sys; sys.path[:] = sys.argv[4:]; import runpy; runpy.run_path(sys.argv[1], run_name='__main__')"
 
 # One Identity node, (1,) float32, opset 13: the smallest graph that makes ONNX Runtime load a provider.
-_IDENTITY_ONNX = (
-    "CAgSADo3ChAKAXgSAXkiCElkZW50aXR5EgFnWg8KAXgSCgoICAESBAoCCAFiDwoBeRIKCggIARIECgIIAUIECgAQDQ=="
-)
+_IDENTITY_ONNX = "CAgSADo3ChAKAXgSAXkiCElkZW50aXR5EgFnWg8KAXgSCgoICAESBAoCCAFiDwoBeRIKCggIARIECgIIAUIECgAQDQ=="
 
 
 @dataclass(frozen=True)
@@ -55,8 +50,13 @@ def run_probe(name: str, *args: str, timeout_s: float | None = None) -> Probe:
     command = [sys.executable, "-c", _BOOT, __file__, name, json.dumps(args), *path]
     try:
         child = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            encoding="utf-8", errors="replace", start_new_session=True,
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            errors="replace",
+            start_new_session=True,
         )
     except OSError as error:
         return Probe({}, f"the check could not start: {error}")
@@ -99,8 +99,8 @@ def _last_answer(stdout: str) -> dict[str, Any]:
     for line in reversed(stdout.splitlines()):
         if line.startswith(ANSWER):
             try:
-                return dict(json.loads(line[len(ANSWER):]))
-            except ValueError:   # cut short by the crash: the line before it is whole
+                return dict(json.loads(line[len(ANSWER) :]))
+            except ValueError:  # cut short by the crash: the line before it is whole
                 continue
     return {}
 
@@ -108,7 +108,7 @@ def _last_answer(stdout: str) -> dict[str, Any]:
 def _signal_name(number: int) -> str:
     try:
         return signal.Signals(number).name
-    except ValueError:   # real-time signals have no name
+    except ValueError:  # real-time signals have no name
         return f"signal {number}"
 
 
@@ -142,7 +142,7 @@ def probe_onnxruntime() -> None:
 def probe_onnxruntime_cuda() -> None:
     """The providers that a session has which asked for CUDA: without it where CUDA or cuDNN does not load."""
     runtime = importlib.import_module("onnxruntime")
-    if hasattr(runtime, "preload_dlls"):   # finds CUDA and cuDNN where pip installed them
+    if hasattr(runtime, "preload_dlls"):  # finds CUDA and cuDNN where pip installed them
         runtime.preload_dlls()
     wanted = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     session = runtime.InferenceSession(base64.b64decode(_IDENTITY_ONNX), providers=wanted)
@@ -157,7 +157,7 @@ def probe_gpu() -> None:
         _emit(driver=None, error=None, gpus=[], done=True)
         return
     version = ctypes.c_int()
-    cuda.cuDriverGetVersion(ctypes.byref(version))   # answers before cuInit
+    cuda.cuDriverGetVersion(ctypes.byref(version))  # answers before cuInit
     driver = f"{version.value // 1000}.{version.value % 1000 // 10}"
     code = cuda.cuInit(0)
     if code:
@@ -177,8 +177,8 @@ def _gpu(cuda: ctypes.CDLL, index: int) -> dict[str, object]:
     name, memory = ctypes.create_string_buffer(256), ctypes.c_size_t()
     cuda.cuDeviceGet(ctypes.byref(device), index)
     cuda.cuDeviceGetName(name, len(name), device)
-    cuda.cuDeviceGetAttribute(ctypes.byref(major), 75, device)   # COMPUTE_CAPABILITY_MAJOR
-    cuda.cuDeviceGetAttribute(ctypes.byref(minor), 76, device)   # COMPUTE_CAPABILITY_MINOR
+    cuda.cuDeviceGetAttribute(ctypes.byref(major), 75, device)  # COMPUTE_CAPABILITY_MAJOR
+    cuda.cuDeviceGetAttribute(ctypes.byref(minor), 76, device)  # COMPUTE_CAPABILITY_MINOR
     cuda.cuDeviceTotalMem_v2(ctypes.byref(memory), device)
     return {
         "name": name.value.decode("utf-8", "replace"),
@@ -194,7 +194,7 @@ def probe_video(*encoders: str) -> None:
     def has(name: str) -> bool:
         try:
             return bool(av.codec.Codec(name, "w"))
-        except ValueError:   # UnknownCodecError is one
+        except ValueError:  # UnknownCodecError is one
             return False
 
     _emit(version=av.__version__, missing=[name for name in encoders if not has(name)], done=True)
@@ -279,7 +279,7 @@ def _answer_one(name: str, args: list[str]) -> None:
     except ImportError:
         pass
     else:
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))   # a crash here is an answer, not worth a core file
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash here is an answer, not worth a core file
     PROBES[name](*args)
 
 

@@ -31,8 +31,7 @@ def unpack(tokens: Array, shape: LatentShape) -> Array:
     if tokens.ndim != 3 or tokens.shape[1] != shape.tokens:
         raise RequestError(
             f"packed latents of shape {tokens.shape}",
-            expected=f"(batch, {shape.tokens}, channels), "
-            f"for {shape.frames} x {shape.height} x {shape.width} latents",
+            expected=f"(batch, {shape.tokens}, channels), for {shape.frames} x {shape.height} x {shape.width} latents",
             fix="Pass latents made for the num_frames, height and width of this request.",
         )
     batch, _, channels = tokens.shape

@@ -94,22 +94,24 @@ class Request:
     def _check_texts(self) -> None:
         given = [name for name in ("prompt", "prompt_embeds") if getattr(self, name) is not None]
         _check(
-            len(given) == 1, f"{' and '.join(given) or 'neither'} given", "prompt or prompt_embeds", "Give one of the two."
+            len(given) == 1,
+            f"{' and '.join(given) or 'neither'} given",
+            "prompt or prompt_embeds",
+            "Give one of the two.",
         )
         for name in ("prompt", "negative_prompt"):
             text = getattr(self, name)
-            texts = [text] if isinstance(text, str) or text is None else list(text)
+            texts = [text or ""] if isinstance(text, str) or text is None else list(text)
             _check(
-                bool(texts) and all(isinstance(item, (str, type(None))) for item in texts),
+                bool(texts) and all(isinstance(item, str) for item in texts),
                 f"{name} is {text!r}",
                 "a string or a list of strings",
                 "Pass text.",
             )
-        if self.prompt is not None and self.negative_prompt is not None:
-            negatives = 1 if isinstance(self.negative_prompt, str) else len(self.negative_prompt)
+        if self.negative_prompt is not None and not isinstance(self.negative_prompt, str):
             _check(
-                isinstance(self.negative_prompt, str) or negatives == self.prompts,
-                f"{negatives} negative prompts for {self.prompts} prompts",
+                len(self.negative_prompt) == self.prompts,
+                f"{len(self.negative_prompt)} negative prompts for {self.prompts} prompts",
                 "one for all, or one each",
                 "Give a single string, or a list as long as the prompts.",
             )
@@ -180,7 +182,10 @@ class Request:
             return None
         embeds, mask = np.asarray(embeds, dtype=np.float32), np.asarray(mask, dtype=np.float32)
         _check(
-            embeds.ndim == 3 and embeds.shape[0] == self.prompts and embeds.shape[2] == channels and embeds.shape[1] > 0,
+            embeds.ndim == 3
+            and embeds.shape[0] == self.prompts
+            and embeds.shape[2] == channels
+            and embeds.shape[1] > 0,
             f"{kind}_embeds have shape {embeds.shape}",
             f"({self.prompts}, L, {channels})",
             "Take them from this model's own text encoder.",

@@ -67,9 +67,7 @@ def grid_index(shape: LatentShape) -> npt.NDArray[np.int32]:
     return np.ascontiguousarray(axes.reshape(3, -1).T)
 
 
-def make_tables(
-    positions: tuple[Array, Array, Array], index: npt.NDArray[np.int32], frequencies: Array
-) -> RopeTables:
+def make_tables(positions: tuple[Array, Array, Array], index: npt.NDArray[np.int32], frequencies: Array) -> RopeTables:
     """Tables (3, U, K) at each axis' distinct positions for tokens (T, 3) that index them.
 
     `frequencies` (K,) is torch's own float32 vector, which the bundle ships: angles reach 15,708 radians, so

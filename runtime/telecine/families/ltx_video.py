@@ -94,15 +94,18 @@ def text_to_video(models: Models, request: Request, *, stage: Stage, callback: C
     seeds = request.seeds()
     generators = [Generator(seed) for seed in seeds]
     stochastic = [second_stream(seed) for seed in seeds]
+    latents = _initial_latents(request, host, latent, generators)
+    decode_timestep, decode_noise_scale = _decode_settings(request)  # refused now, not after the denoising
 
     with stage("text"):
         text, mask = _text(models, request, host, guidance)
     with stage("denoise"):
-        latents = _initial_latents(request, host, latent, generators)
         rope = make_tables(
             video_positions(latent, host.grid, request.frame_rate), grid_index(latent), host.rope_frequencies
         )
-        network = BoundTransformer(models.session("transformer"), host, text, mask, rope, latents.shape, guidance.passes)
+        network = BoundTransformer(
+            models.session("transformer"), host, text, mask, rope, latents.shape, guidance.passes
+        )
         latents = denoise(
             network,
             latents,
@@ -115,7 +118,12 @@ def text_to_video(models: Models, request: Request, *, stage: Stage, callback: C
     if request.output_type == "latent":
         return Output(latents=latents, seeds=seeds)
     with stage("decode"):
-        video = _decode(models, request, host, unpack(latents, latent), generators)
+        feeds: dict[str, Array] = {"latents": _denormalize(unpack(latents, latent), host)}
+        if host.timestep_conditioning:
+            noise = _draw(generators, feeds["latents"].shape)
+            feeds["latents"] = mix_decode_noise(feeds["latents"], noise, decode_noise_scale)
+            feeds["timestep"] = decode_timestep
+        video = models.session("vae_decoder").run(feeds)["video"]
         frames = to_unit_range(video)
         return Output(frames=to_uint8(frames) if request.output_type == "uint8" else frames, seeds=seeds)
 
@@ -195,12 +203,6 @@ def _text(models: Models, request: Request, host: Host, guidance: Guidance) -> t
         if negative is None:
             texts = request.negative_prompt or ""
             texts = [texts] * request.prompts if isinstance(texts, str) else list(texts)
-            if len(texts) != request.prompts:
-                raise RequestError(
-                    f"{len(texts)} negative prompts for {request.prompts} prompts",
-                    expected="one for all, or one each",
-                    fix="Give a single string, or a list as long as the prompts.",
-                )
             negative = _encode(models, texts, positive[0].shape[1])
         if negative[0].shape != positive[0].shape:
             raise RequestError(
@@ -245,17 +247,16 @@ def _draw(generators: list[Generator], shape: tuple[int, ...]) -> Array:
     return randn(generators[0] if len(generators) == 1 else generators, shape)
 
 
-def _decode(models: Models, request: Request, host: Host, latents: Array, generators: list[Generator]) -> Array:
-    """(B, C, F, H, W) normalised latents → (B, 3, num_frames, height, width) video in [-1, 1]."""
-    latents = denormalize(latents, host.latents_mean, host.latents_std, host.scaling_factor)
-    feeds: dict[str, npt.NDArray[Any]] = {"latents": latents}
-    if host.timestep_conditioning:
-        timestep = request.per_video("decode_timestep", request.decode_timestep)
-        scale = timestep
-        if request.decode_noise_scale is not None:
-            scale = request.per_video("decode_noise_scale", request.decode_noise_scale)
-        feeds = {"latents": mix_decode_noise(latents, _draw(generators, latents.shape), scale), "timestep": timestep}
-    return models.session("vae_decoder").run(feeds)["video"]
+def _decode_settings(request: Request) -> tuple[Array, Array]:
+    """(B,) timestep and (B,) noise scale of the decoder; the scale is the timestep where none is given."""
+    timestep = request.per_video("decode_timestep", request.decode_timestep)
+    if request.decode_noise_scale is None:
+        return timestep, timestep
+    return timestep, request.per_video("decode_noise_scale", request.decode_noise_scale)
+
+
+def _denormalize(latents: Array, host: Host) -> Array:
+    return denormalize(latents, host.latents_mean, host.latents_std, host.scaling_factor)
 
 
 LTX_VIDEO = Family(

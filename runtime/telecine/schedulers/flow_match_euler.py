@@ -61,9 +61,7 @@ class FlowMatchEulerConfig:
         known = [field.name for field in fields(cls)]
         unknown = sorted(options.keys() - set(known))
         if unknown:
-            raise _bad_config(
-                f"the scheduler config has {', '.join(unknown)}", f"only the keys {', '.join(known)}"
-            )
+            raise _bad_config(f"the scheduler config has {', '.join(unknown)}", f"only the keys {', '.join(known)}")
         return cls(**options)
 
     def __post_init__(self) -> None:

@@ -1,0 +1,275 @@
+"""`load` a bundle, `generate` a video, `save` it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from telecine.backends.base import Session
+from telecine.backends.onnxruntime import OnnxRuntimeOptions, OnnxRuntimeSession
+from telecine.bundle import Bundle
+from telecine.denoise import Callback
+from telecine.errors import BackendError, BundleError, RequestError
+from telecine.families import FAMILIES
+from telecine.families.base import PipelineSpec
+from telecine.pixels import to_uint8
+from telecine.request import Request
+from telecine.tokenizer import Tokenizer
+from telecine.video import save_video
+
+BACKENDS = ("auto", "onnxruntime")
+
+
+def load(
+    path: str | Path,
+    *,
+    backend: str = "auto",
+    device: str = "auto",
+    options: OnnxRuntimeOptions | None = None,
+) -> Pipeline:
+    """Open a bundle on a backend. Networks load when a request first needs them.
+
+    `backend` is "auto" or "onnxruntime"; `device` is "auto" (the CPU), "cpu", "cuda" or "cuda:N".
+
+    Raises:
+        BundleError: the bundle is missing, damaged, edited, or of a family that this telecine does not know.
+        BackendError: an unknown backend or device.
+    """
+    if backend not in BACKENDS:
+        raise BackendError(
+            f"backend {backend!r}",
+            expected=f"one of {', '.join(BACKENDS)}",
+            fix="Use 'onnxruntime': TensorRT is not part of this version.",
+        )
+    kind, colon, index = device.partition(":")
+    if kind not in ("auto", "cpu", "cuda") or (colon and (kind != "cuda" or not index.isdigit())):
+        raise BackendError(f"device {device!r}", expected="auto, cpu, cuda or cuda:N", fix="Use 'cpu'.")
+    return Pipeline(_Models(Bundle.open(path), device=device, options=options or OnnxRuntimeOptions()))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Result:
+    """What a run made.
+
+    `frames`: (B, num_frames, height, width, 3), float32 in [0, 1] or uint8. `latents`: as the same diffusers pipeline
+    returns them. `timings`: seconds by stage. `seeds`: what to pass to get the same video again.
+    """
+
+    frames: npt.NDArray[Any] | None
+    latents: npt.NDArray[Any] | None
+    frame_rate: float
+    seeds: tuple[int, ...]
+    timings: Mapping[str, float]
+
+    def save(self, path: str | Path, *, frame_rate: float | None = None, quality: int | None = None) -> list[Path]:
+        """Write each video (`.mp4`, `.webm`, `.gif`, or PNGs as `folder/%05d.png`); several get `-0`, `-1`, ... names.
+
+        Raises:
+            RequestError: there are no frames, or the path cannot be written.
+            BackendError: PyAV is missing.
+        """
+        if self.frames is None:
+            raise RequestError(
+                "this result holds latents", expected="frames to save", fix="Generate with output_type='np' or 'uint8'."
+            )
+        frames = self.frames if self.frames.dtype == np.uint8 else to_uint8(self.frames)
+        paths = numbered(Path(path), len(frames))
+        for video, target in zip(frames, paths, strict=True):
+            save_video(video, target, frame_rate=frame_rate or self.frame_rate, quality=quality)
+        return paths
+
+
+def numbered(path: Path, count: int) -> list[Path]:
+    """One path a video: the path itself for one, `name-0.mp4`, `name-1.mp4`, ... for several."""
+    if count == 1:
+        return [path]
+    if "%" in path.name:  # a PNG sequence: each video has a folder
+        return [path.parent.with_name(f"{path.parent.name}-{i}") / path.name for i in range(count)]
+    return [path.with_name(f"{path.stem}-{i}{path.suffix}") for i in range(count)]
+
+
+class Pipeline:
+    """A bundle ready to make videos, one request at a time; a context manager that frees its networks."""
+
+    def __init__(self, models: _Models) -> None:
+        self._models = models
+        self._busy = threading.Lock()
+
+    @property
+    def bundle(self) -> Bundle:
+        return self._models.bundle
+
+    def generate(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        *,
+        negative_prompt: str | Sequence[str] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_frames: int | None = None,
+        frame_rate: float | None = None,
+        num_inference_steps: int | None = None,
+        timesteps: Sequence[float] | None = None,
+        guidance_scale: float | None = None,
+        guidance_rescale: float | None = None,
+        num_videos_per_prompt: int | None = None,
+        seed: int | Sequence[int] | None = None,
+        latents: npt.NDArray[Any] | None = None,
+        prompt_embeds: npt.NDArray[Any] | None = None,
+        prompt_attention_mask: npt.NDArray[Any] | None = None,
+        negative_prompt_embeds: npt.NDArray[Any] | None = None,
+        negative_prompt_attention_mask: npt.NDArray[Any] | None = None,
+        decode_timestep: float | Sequence[float] | None = None,
+        decode_noise_scale: float | Sequence[float] | None = None,
+        output_type: str | None = None,
+        max_sequence_length: int | None = None,
+        pipeline: str | None = None,
+        preset: str | None = None,
+        callback: Callback | None = None,
+    ) -> Result:
+        """(B, num_frames, height, width, 3) frames from a prompt; parameters are diffusers', and so are the defaults.
+
+        What is not given comes from `preset` (a name in the bundle's manifest), then from the diffusers pipeline that
+        the bundle stands for (`pipeline` names another). `seed` means `torch.Generator("cpu").manual_seed(seed)`, or
+        is a list, one a video; none is a random one, told in the result. `callback(step, steps, sigma, latents)` sees
+        each step and may return new latents, or False to stop the run.
+
+        Raises:
+            RequestError: a parameter is wrong, or another request is running.
+            BundleError: the bundle lacks what the request needs.
+            BackendError: a network could not be loaded or run.
+            Cancelled: the callback stopped the run.
+        """
+        asked = dict(locals())
+        for name in ("self", "pipeline", "preset", "callback"):
+            del asked[name]
+        start = time.perf_counter()
+        spec = self._pipeline(pipeline)
+        request = Request.resolve(asked, self._preset(preset), spec.defaults)
+        timings: dict[str, float] = {}
+        if not self._busy.acquire(blocking=False):
+            raise RequestError(
+                "this pipeline is running another request",
+                expected="one request at a time",
+                fix="Use pipe.clone() for another thread: it shares the weights.",
+            )
+        try:
+            output = spec.run(self._models, request, stage=_stopwatch(timings), callback=callback)
+        finally:
+            self._busy.release()
+        timings["total"] = time.perf_counter() - start
+        return Result(
+            frames=output.frames,
+            latents=output.latents,
+            frame_rate=request.frame_rate,
+            seeds=output.seeds,
+            timings=timings,
+        )
+
+    def clone(self) -> Pipeline:
+        """A pipeline for another thread, over the same loaded weights."""
+        return Pipeline(self._models.clone())
+
+    def close(self) -> None:
+        """Free the networks; the pipeline cannot generate after."""
+        self._models.close()
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _pipeline(self, name: str | None) -> PipelineSpec:
+        pipelines = FAMILIES[self.bundle.manifest.family].pipelines
+        wanted = name or self.bundle.manifest.pipeline
+        if wanted not in pipelines:
+            by = "asked for" if name else f"what {self.bundle.root} was exported from"
+            raise RequestError(
+                f"pipeline {wanted} ({by})",
+                expected=f"one of {', '.join(pipelines)}",
+                fix=f"Pass pipeline={next(iter(pipelines))!r}; its host math differs from {wanted}'s.",
+            )
+        return pipelines[wanted]
+
+    def _preset(self, name: str | None) -> Mapping[str, Any]:
+        presets = self.bundle.manifest.presets
+        if name is not None and name not in presets:
+            raise RequestError(
+                f"preset {name!r}", expected=f"one of {', '.join(presets)}", fix="telecine inspect lists them."
+            )
+        return presets[name] if name else {}
+
+
+class _Models:
+    """A bundle's networks on ONNX Runtime, loaded when first asked for and kept."""
+
+    def __init__(self, bundle: Bundle, *, device: str, options: OnnxRuntimeOptions) -> None:
+        if bundle.manifest.family not in FAMILIES:
+            raise BundleError(
+                f"{bundle.root} holds a {bundle.manifest.family} model",
+                expected=f"one of {', '.join(FAMILIES)}",
+                fix="Upgrade telecine.",
+            )
+        self.bundle, self._device, self._options = bundle, device, options
+        self._tokenizer: Tokenizer | None = None
+        self._sessions: dict[tuple[str, str], Session] = {}
+        self._closed = False
+
+    @property
+    def host(self) -> Mapping[str, Any]:
+        return self.bundle.manifest.host
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        if self._tokenizer is None:
+            self._tokenizer = Tokenizer.load(self.bundle.path(self.bundle.manifest.tokenizer))
+        return self._tokenizer
+
+    def session(self, component: str, role: str = "main") -> Session:
+        if self._closed:
+            raise RequestError("this pipeline is closed", expected="an open one", fix="Load the bundle again.")
+        key = (component, role)
+        if key not in self._sessions:
+            graph = self.bundle.graph(component, role)
+            self._sessions[key] = OnnxRuntimeSession.load(
+                graph, self.bundle.path(graph.file), device=self._device, options=self._options
+            )
+        return self._sessions[key]
+
+    def clone(self) -> _Models:
+        other = _Models(self.bundle, device=self._device, options=self._options)
+        other._tokenizer = self._tokenizer
+        other._sessions = {key: session.clone() for key, session in self._sessions.items()}
+        return other
+
+    def close(self) -> None:
+        self._closed = True
+        for session in self._sessions.values():
+            session.close()
+        self._sessions.clear()
+
+
+def _stopwatch(timings: dict[str, float]) -> Any:
+    """A `Stage` that adds each stage's seconds to `timings`."""
+
+    @contextmanager
+    def stage(name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            timings[name] = timings.get(name, 0.0) + time.perf_counter() - start
+
+    return stage
