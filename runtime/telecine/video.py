@@ -151,7 +151,7 @@ class VideoWriter(AbstractContextManager["VideoWriter"]):
             )
         self._format = _format_of(self.path)
         self._size = (height, width)
-        self._rate = Fraction(frame_rate).limit_denominator(1001)
+        self._rate = Fraction(float(frame_rate)).limit_denominator(1001)
         self._quality = self._format.quality if quality is None else quality
         self._encoder: _Encoder | None = None
         self._context = self._encoding()
@@ -192,7 +192,11 @@ class VideoWriter(AbstractContextManager["VideoWriter"]):
 
     @contextmanager
     def _encoding(self) -> Iterator[_Encoder]:
-        with _temporary(self.path, self._format) as temporary:
+        images = self._format.codec == "png"
+        target = atomic_folder(self.path.parent, overwrite=False) if images else atomic_file(self.path)
+        with target as temporary:
+            if images:
+                temporary /= self.path.name
             with _explaining(self.path):
                 encoder = _Encoder(self._format, temporary, self._rate, self._size, self._quality)
             try:
@@ -225,7 +229,10 @@ class _Encoder:
             self._coder = av.CodecContext.create(spec.codec, "w")
             context = self._coder
         else:
-            self._container = av.open(str(path), "w", options=_container_options(spec, rate))
+            options = dict(spec.container_options)
+            if spec.codec == "gif":
+                options["final_delay"] = str(round(1 / rate / _GIF_CLOCK))
+            self._container = av.open(str(path), "w", options=options)
             self._coder = self._container.add_stream(spec.codec, rate=1 / self._clock)
             context = self._coder.codec_context
             context.bit_rate = 0
@@ -317,7 +324,8 @@ def _decode(container: Any) -> tuple[list[np.ndarray], list[float]]:
     """Each frame of the first video stream, uint8 (H, W, 3), and its time in seconds."""
     frames: list[np.ndarray] = []
     times: list[float] = []
-    graph, known = None, None
+    graph: Any = None
+    known = None
     for frame in container.decode(video=0) if container.streams.video else ():
         layout = (frame.format.name, frame.height, frame.width, frame.colorspace, frame.color_range)
         if layout != known:
@@ -375,24 +383,6 @@ def _chain(source: tuple[int, int, str, Fraction], *filters: tuple[str, str]) ->
     last.link_to(graph.add("buffersink"))
     graph.configure()
     return graph
-
-
-def _container_options(spec: _Format, rate: Fraction) -> dict[str, str]:
-    options = dict(spec.container_options)
-    if spec.codec == "gif":
-        options["final_delay"] = str(round(1 / rate / _GIF_CLOCK))
-    return options
-
-
-def _temporary(path: Path, spec: _Format) -> AbstractContextManager[Path]:
-    """Where the video, or the pattern of a PNG sequence, is written until it is whole."""
-    return _temporary_sequence(path) if spec.codec == "png" else atomic_file(path)
-
-
-@contextmanager
-def _temporary_sequence(path: Path) -> Iterator[Path]:
-    with atomic_folder(path.parent, overwrite=False) as folder:
-        yield folder / path.name
 
 
 def _format_of(path: Path) -> _Format:
