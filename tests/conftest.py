@@ -1,0 +1,108 @@
+"""Checkpoints and bundles that many tests share, made once a run (and once for all xdist workers)."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from telecine.bundle import Bundle
+from telecine.manifest import FILE_NAME
+
+ROOT = Path(__file__).parents[1]
+
+
+def load_script(name: str) -> Any:
+    """A file of scripts/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """`shared(name, make)`: a folder that `make(path)` fills once for all workers of a run.
+
+    TELECINE_TEST_CACHE names a folder that keeps them between runs, for work on the runtime: empty it after a change
+    to the exporter.
+    """
+    cache = os.environ.get("TELECINE_TEST_CACHE")
+    if cache:
+        root = Path(cache)
+        root.mkdir(parents=True, exist_ok=True)
+    else:
+        root = tmp_path_factory.getbasetemp()
+        if "PYTEST_XDIST_WORKER" in os.environ:
+            root = root.parent
+
+    def get(name: str, make: Callable[[Path], object]) -> Path:
+        target, done = root / name, root / f"{name}.done"
+        with open(root / f"{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                shutil.rmtree(target, ignore_errors=True)
+                make(target)
+                done.touch()
+        return target
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def tiny_source(shared: Callable[..., Path]) -> Path:
+    """A tiny LTX-Video checkpoint with a timestep-conditioned decoder and dynamic shift."""
+    return shared("tiny-source", load_script("make_tiny_checkpoint").make_tiny_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(shared: Callable[..., Path], tiny_source: Path) -> Path:
+    """`tiny_source`, exported at fp32 and the default opset. Read only: copy it before you change it."""
+    return shared("tiny-bundle", lambda path: _export(tiny_source, path))
+
+
+@pytest.fixture(scope="session")
+def plain_source(shared: Callable[..., Path]) -> Path:
+    """A tiny checkpoint whose decoder takes no timestep (LTX-Video 0.9.0), with another seed."""
+    make = load_script("make_tiny_checkpoint").make_tiny_checkpoint
+    return shared("plain-source", lambda path: make(path, seed=1, timestep_conditioning=False))
+
+
+@pytest.fixture(scope="session")
+def plain_bundle(shared: Callable[..., Path], plain_source: Path) -> Path:
+    """`plain_source`, exported. Read only."""
+    return shared("plain-bundle", lambda path: _export(plain_source, path))
+
+
+@pytest.fixture
+def edited_bundle(tmp_path: Path) -> Callable[..., Path]:
+    """`edited_bundle(bundle, host={...}, presets={...})`: the same files under a manifest with other values."""
+
+    def edit(bundle: Path, *, host: dict[str, Any] | None = None, **fields: Any) -> Path:
+        copy = tmp_path / "edited"
+        shutil.copytree(bundle, copy, copy_function=os.link)
+        manifest = Bundle.open(bundle).manifest
+        changed = dataclasses.replace(manifest, host=manifest.host | (host or {}), **fields)
+        (copy / FILE_NAME).unlink()
+        (copy / FILE_NAME).write_text(changed.dump())
+        return copy
+
+    return edit
+
+
+def _export(source: Path, destination: Path) -> None:
+    # Imported here: tests of the runtime run where torch is not installed.
+    from telecine_export.export import export_bundle
+    from telecine_export.source import open_source
+
+    export_bundle(open_source(str(source)), destination)
+
+
