@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import click
 from tqdm import tqdm
 
 from telecine_export.export import ComponentReport, Progress
@@ -35,10 +36,10 @@ def progress_bars(finished: Callable[[ComponentReport], None]) -> Iterator[Progr
 
     def finish(report: ComponentReport) -> None:
         close()
-        print(
+        click.echo(
             f"{report.name}: {report.parameters:,} parameters, {report.size / 1e6:.1f} MB, {report.seconds:.1f} s, "
             f"peak anonymous memory {report.peak_memory / 1e6:.0f} MB",
-            file=sys.stderr,
+            err=True,
         )
         finished(report)
 

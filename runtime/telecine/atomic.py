@@ -173,25 +173,44 @@ def _rename_if_free(source: Path, target: Path) -> bool:
 
 def _check_replaceable(target: Path, overwrite: bool, is_ours: Callable[[Path], bool] | None) -> None:
     """Raise RequestError if the folder `target` holds something that this caller may not replace."""
-    with _refusing(f"{target} cannot be listed"):
-        try:
-            with os.scandir(target) as entries:
-                if not any(entries):
-                    return
-        except FileNotFoundError:
+    for _ in range(_ATTEMPTS):
+        before = _identity(target)
+        with _refusing(f"{target} cannot be listed"):
+            if _is_free(target):
+                return
+        if overwrite and is_ours is not None and is_ours(target):
             return
+        if _identity(target) == before:
+            break
+        # else another writer replaced it while it was looked at, and the verdict is on neither folder
     if not overwrite:
         raise RequestError(
             f"{target} exists and is not empty",
             expected="a free path, or an empty folder",
             fix="Choose another path, or ask to overwrite it if the command can.",
         )
-    if is_ours is None or not is_ours(target):
-        raise RequestError(
-            f"{target} holds something that telecine did not write",
-            expected="a folder of the same kind as the one that replaces it",
-            fix="Choose another path, or remove that folder yourself.",
-        )
+    raise RequestError(
+        f"{target} holds something that telecine did not write",
+        expected="a folder of the same kind as the one that replaces it",
+        fix="Choose another path, or remove that folder yourself.",
+    )
+
+
+def _is_free(folder: Path) -> bool:
+    try:
+        with os.scandir(folder) as entries:
+            return not any(entries)
+    except FileNotFoundError:
+        return True
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """What tells a folder from another that takes its place (inode numbers come back, times do not)."""
+    try:
+        status = folder.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_ctime_ns
 
 
 @contextmanager
