@@ -16,11 +16,11 @@ from PIL import Image
 
 from telecine import video
 from telecine.errors import BackendError, RequestError
-from telecine.video import VideoWriter, check_output_path, read_video, save_video
+from telecine.video import VideoWriter, check_output_path, formats, read_video, save_video
 
 av = pytest.importorskip("av")
 
-RUNTIME = Path(video.__file__).parents[1]
+RUNTIME = Path(video.__file__).parents[2]
 ALL = ["out.mp4", "out.webm", "out.gif", "frames/%05d.png"]
 FLOOR = {".mp4": 30.0, ".webm": 28.0, ".gif": 20.0, ".png": np.inf}
 
@@ -401,8 +401,8 @@ except BackendError as error:
         assert left(tmp_path) == []
 
     def test_a_build_without_the_encoder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        absent = video._Format(codec="libnothing", pixels="yuv420p")
-        monkeypatch.setitem(video._FORMATS, ".mp4", absent)
+        absent = formats.Format(codec="libnothing", pixels="yuv420p")
+        monkeypatch.setitem(formats.FORMATS, ".mp4", absent)
         with pytest.raises(BackendError, match="lacks the encoder libnothing"):
             save_video(moving(1), tmp_path / "out.mp4", frame_rate=24)
         assert left(tmp_path) == []
