@@ -1,0 +1,153 @@
+"""The same request on telecine (NumPy, ONNX Runtime) and on diffusers (torch), from the same weights, at fp32.
+
+`Pair.compare` is the one comparison of the parity suite: the parity tests expect a small difference, the mutant tests a
+large one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, LTXPipeline
+
+import telecine
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """How far two clips may be apart: anywhere, and on average."""
+
+    maximum: float
+    mean: float
+
+
+# DESIGN.md, "What must hold" 2. A grey clip hides every fault: the reference's deviation must reach MIN_SPREAD.
+CONTRACT = Bound(2e-3, 2e-5)
+MIN_SPREAD = 0.05
+# What float32 really leaves between the two (rounding, in another order of summation): frames measure up to 5e-6 and
+# 3e-7, latents (of deviation 1.7) up to 8e-6 and 1.3e-6. Wider than that, for other CPUs, and still tight enough that a
+# small fault cannot hide below the contract until it grows.
+ROUNDING = Bound(1e-4, 5e-6)
+# A byte steps by 1/255: where rounding tips a value over the half, one level is the smallest difference there is. The
+# mean then says how many tipped: 5e-6 is one value in 800 (measured: one in 20,000).
+ONE_LEVEL = 1 / 255 + 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Between telecine's clip and diffusers', in units of the range [0, 1]; `spread` is diffusers' deviation."""
+
+    maximum: float
+    mean: float
+    spread: float
+    is_bytes: bool
+
+    def excess(self, bound: Bound = CONTRACT) -> float:
+        """How many times the bound this is, by the worse of its two measures: above 1, parity is broken."""
+        maximum = max(bound.maximum, ONE_LEVEL) if self.is_bytes else bound.maximum
+        return max(self.maximum / maximum, self.mean / bound.mean)
+
+
+class Pair:
+    """One checkpoint on both sides. Requests use telecine's names, which are diffusers' but for `seed`."""
+
+    def __init__(self, ours: telecine.Pipeline, theirs: Any) -> None:
+        self.ours, self.theirs = ours, theirs
+
+    def assert_same(self, **request: Any) -> None:
+        """One request on both sides."""
+        self.assert_close(self.run_ours(**request), self.run_theirs(**request))
+
+    def difference(self, **request: Any) -> Difference:
+        return self.compare(self.run_ours(**request), self.run_theirs(**request))
+
+    def assert_close(self, ours: np.ndarray, theirs: np.ndarray) -> None:
+        difference = self.compare(ours, theirs)
+        assert difference.spread >= MIN_SPREAD, "a flat clip proves nothing"
+        assert difference.excess(CONTRACT) <= 1, f"{difference} breaks the contract"
+        assert difference.excess(ROUNDING) <= 1, f"{difference} is within the contract, but far above rounding"
+
+    def compare(self, ours: np.ndarray, theirs: np.ndarray) -> Difference:
+        assert ours.shape == theirs.shape
+        assert ours.dtype == theirs.dtype
+        unit = 255.0 if ours.dtype == np.uint8 else 1.0
+        ours, theirs = ours.astype(np.float64) / unit, theirs.astype(np.float64) / unit
+        apart = np.abs(ours - theirs)
+        return Difference(float(apart.max()), float(apart.mean()), float(theirs.std()), unit != 1.0)
+
+    def run_ours(self, **request: Any) -> np.ndarray:
+        """Frames (B, F, H, W, 3), or packed latents for output_type "latent"."""
+        result = self.ours.generate(**request)
+        made = result.latents if request.get("output_type") == "latent" else result.frames
+        assert made is not None
+        return made
+
+    def run_theirs(self, *, seed: int | list[int] = 0, output_type: str = "np", **request: Any) -> np.ndarray:
+        seeds = seed if isinstance(seed, list) else [seed]
+        generators = [torch.Generator("cpu").manual_seed(each) for each in seeds]
+        arguments = {
+            name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value for name, value in request.items()
+        }
+        output = self.theirs(
+            **arguments,
+            generator=generators if isinstance(seed, list) else generators[0],
+            output_type="pil" if output_type == "uint8" else output_type,
+        ).frames
+        if output_type == "uint8":
+            return np.stack([np.stack([np.asarray(frame) for frame in video]) for video in output])
+        return output.numpy() if output_type == "latent" else output
+
+
+def _reference(source: Path) -> Any:
+    pipeline: Any = LTXPipeline.from_pretrained(source)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_torch_thread() -> Iterator[None]:
+    """On busy cores torch's threads wait for each other: tiny models run 40 times slower with two than with one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def pair(tiny_source: Path, tiny_bundle: Path) -> Iterator[Pair]:
+    """The tiny checkpoint: a timestep-conditioned decoder, dynamic shift, terminal 0.1."""
+    with telecine.load(tiny_bundle) as ours:
+        yield Pair(ours, _reference(tiny_source))
+
+
+@pytest.fixture(scope="module")
+def plain_pair(plain_source: Path, plain_bundle: Path) -> Iterator[Pair]:
+    """Other weights, and a decoder that takes no timestep."""
+    with telecine.load(plain_bundle) as ours:
+        yield Pair(ours, _reference(plain_source))
+
+
+@pytest.fixture
+def rescheduled(pair: Pair, tiny_bundle: Path, edited_bundle: Callable[..., Path]) -> Iterator[Callable[..., Pair]]:
+    """`rescheduled(stochastic_sampling=True)`: the tiny checkpoint under other scheduler settings, on both sides."""
+    opened: list[telecine.Pipeline] = []
+
+    def make(**settings: Any) -> Pair:
+        theirs = LTXPipeline(
+            **pair.theirs.components
+            | {"scheduler": FlowMatchEulerDiscreteScheduler.from_config(pair.theirs.scheduler.config, **settings)}
+        )
+        theirs.set_progress_bar_config(disable=True)
+        scheduler = pair.ours.bundle.manifest.host["scheduler"] | settings
+        opened.append(telecine.load(edited_bundle(tiny_bundle, host={"scheduler": scheduler})))
+        return Pair(opened[-1], theirs)
+
+    yield make
+    for pipeline in opened:
+        pipeline.close()
