@@ -1,0 +1,129 @@
+"""One whole run of LTX-Video on either side: what the networks were fed, each step's latents, the frames.
+
+Both runs are observed, not rewritten: the bundle's through its sessions, diffusers' through hooks on its modules.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+from torch import Tensor
+
+from telecine.errors import RequestError
+from telecine.families import FAMILIES
+from telecine.request import Request
+from telecine.rope import RopeTables, expand
+from telecine_export.source import Source
+from telecine_export.verify.checks import FP32, Array, BundleModels, Call, Record, loading, record_calls, to_numpy
+
+SEED = 0
+# The whole run: two prompts of different lengths (padding, batch order), guidance and rescaling on, a frame rate that
+# is nobody's default.
+REQUEST: dict[str, Any] = {
+    "prompt": ["a red ball rolls to the left", "A woman with long brown hair walks over the wet street at night."],
+    "negative_prompt": ["worst quality, inconsistent motion, blurry", ""],
+    "height": 64,
+    "width": 96,
+    "num_frames": 17,
+    "frame_rate": 24,
+    "num_inference_steps": 4,
+    "guidance_scale": 3.0,
+    "guidance_rescale": 0.7,
+    "decode_timestep": 0.05,
+    "decode_noise_scale": 0.025,
+    "max_sequence_length": 128,
+    "output_type": "np",
+}
+TRANSFORMER_INPUTS = ("hidden_states", "encoder_hidden_states", "encoder_attention_mask", "timestep")
+# In the order in which a divergence spreads.
+RUN_STAGES = ("prompt_embeds", "noise", "schedule", "rope", "latents", "decode_input", "frames")
+
+
+def bundle_run(models: BundleModels, source: Source, record: Record) -> None:
+    """`REQUEST` through the runtime's own pipeline; the record has what was reached, whatever then failed.
+
+    Raises:
+        TelecineError: the run failed.
+    """
+    manifest = models.bundle.manifest
+    pipelines = FAMILIES[manifest.family].pipelines
+    if manifest.pipeline not in pipelines:
+        raise RequestError(
+            f"a whole run of {manifest.pipeline}",
+            expected=f"one of {', '.join(pipelines)}",
+            fix="Verify the components alone: name them with --stage.",
+        )
+    spec = pipelines[manifest.pipeline]
+    request = Request.resolve(REQUEST | {"seed": SEED}, spec.defaults)
+    sigmas: list[float] = []
+    latents: list[Array] = []
+
+    def callback(step: int, steps: int, sigma: float, values: Array) -> None:
+        sigmas.append(sigma)
+        latents.append(values.copy())
+
+    def stage(name: str) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    try:
+        output = spec.run(models, request, stage=stage, callback=callback)
+        assert output.frames is not None
+        record["frames"] = {"frames": output.frames}
+    finally:
+        _fill(record, models.calls["transformer"], models.calls["vae_decoder"], sigmas, latents)
+        for call in models.calls["transformer"][:1]:
+            with source.checkpoint("transformer") as checkpoint:
+                inner_dim = checkpoint.shape("proj_in.weight")[0]
+            tables = RopeTables(cos=call["rope_cos"], sin=call["rope_sin"], index=call["rope_index"])
+            cos, sin = expand(tables, inner_dim)
+            record["rope"] = {"cos": cos, "sin": sin}
+
+
+def torch_run(source: Source, record: Record) -> None:
+    """`REQUEST` through diffusers' pipeline.
+
+    Raises:
+        SourceError: diffusers cannot load the source.
+    """
+    with loading(str(source.root)):
+        kind = getattr(diffusers, source.pipeline_class)
+        pipe = kind.from_pretrained(source.root, **FP32)
+    pipe.set_progress_bar_config(disable=True)
+    calls = record_calls(pipe.transformer, TRANSFORMER_INPUTS)
+    decodes = record_calls(pipe.vae.decoder, ("latents", "timestep"))
+    rotations: list[tuple[Tensor, Tensor]] = []
+    pipe.transformer.rope.register_forward_hook(lambda _, __, output: rotations.append(output))
+    latents: list[Array] = []
+
+    def callback(_: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+        latents.append(to_numpy(values["latents"]))
+        return values
+
+    generator = torch.Generator("cpu").manual_seed(SEED)
+    frames = pipe(**REQUEST, generator=generator, callback_on_step_end=callback).frames
+    sigmas = pipe.scheduler.sigmas[: len(latents)].tolist()
+    _fill(record, calls, decodes, sigmas, latents)
+    cos, sin = rotations[0]
+    record["rope"] = {"cos": to_numpy(cos[0]), "sin": to_numpy(sin[0])}
+    record["frames"] = {"frames": np.asarray(frames)}
+
+
+def _fill(record: Record, calls: list[Call], decodes: list[Call], sigmas: list[float], latents: list[Array]) -> None:
+    """Put what both sides record alike, from calls at the networks' boundaries, into the record."""
+    if calls:
+        first = calls[0]
+        record["prompt_embeds"] = {
+            "embeddings": first["encoder_hidden_states"], "mask": first["encoder_attention_mask"],
+        }  # fmt: skip
+        record["noise"] = {"initial latents": first["hidden_states"]}
+    if latents:
+        # (steps, passes * B) timesteps: the graph takes them with a last axis of 1, torch without.
+        timesteps = np.stack([call["timestep"].ravel() for call in calls])
+        record["schedule"] = {"sigmas": np.array(sigmas, np.float32), "timesteps": timesteps}
+        record["latents"] = {f"after step {index + 1}": values for index, values in enumerate(latents)}
+    if decodes:
+        record["decode_input"] = dict(decodes[0])
