@@ -19,10 +19,21 @@ from telecine.manifest import FILE_NAME
 ROOT = Path(__file__).parents[1]
 
 
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print what tests measured and gave to `record_property("measured", ...)`, from xdist's workers too."""
+    reports = [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]
+    figures = [value for report in reports for name, value in report.user_properties if name == "measured"]
+    if figures:
+        terminalreporter.section("measured")
+        for figure in figures:
+            terminalreporter.write_line(str(figure))
+
+
 def load_script(name: str) -> Any:
     """A file of scripts/ as a module."""
     spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -104,5 +115,3 @@ def _export(source: Path, destination: Path) -> None:
     from telecine_export.source import open_source
 
     export_bundle(open_source(str(source)), destination)
-
-

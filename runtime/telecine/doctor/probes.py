@@ -1,4 +1,4 @@
-"""What doctor asks the machine below Python: native libraries in a process of their own, and cgroup files.
+"""What doctor asks native libraries, in a process of their own.
 
 A broken native library does not raise, it kills the process (`tensorrt_lean` without a driver) or never
 returns. So each probe is a function of this file that `run_probe` calls in a fresh interpreter, with a time
@@ -17,9 +17,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
 from typing import Any
 
 PROBE_TIMEOUT_S = 30.0
@@ -140,10 +139,11 @@ def probe_onnxruntime() -> None:
 
 
 def probe_onnxruntime_cuda() -> None:
-    """The providers that a session has which asked for CUDA: without it where CUDA or cuDNN does not load."""
+    """The providers that a session has which asked for CUDA: without it where CUDA or cuDNN does not load.
+
+    As in the backend, the loader has to find them: onnxruntime.preload_dlls() is not called.
+    """
     runtime = importlib.import_module("onnxruntime")
-    if hasattr(runtime, "preload_dlls"):  # finds CUDA and cuDNN where pip installed them
-        runtime.preload_dlls()
     wanted = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     session = runtime.InferenceSession(base64.b64decode(_IDENTITY_ONNX), providers=wanted)
     _emit(providers=session.get_providers(), done=True)
@@ -207,70 +207,6 @@ PROBES: dict[str, Callable[..., None]] = {
     "gpu": probe_gpu,
     "video": probe_video,
 }
-
-
-# What this process may use of the machine: /proc and the cgroup files, both versions.
-
-
-def memory_bytes(root: Path = Path("/")) -> tuple[int, int] | None:
-    """(usable, total): what is free now and what there is, under the tightest cgroup limit."""
-    fields = dict(line.split(":", 1) for line in _read(root / "proc/meminfo").splitlines() if ":" in line)
-    try:
-        everything, usable = (int(fields[key].split()[0]) * 1024 for key in ("MemTotal", "MemAvailable"))
-    except (KeyError, IndexError, ValueError):
-        return None
-    total = everything
-    for folder in _cgroup_folders("memory", root):
-        limit, used = _number(folder / "memory.max"), _number(folder / "memory.current")
-        cache = "inactive_file"
-        if limit is None:
-            limit, used = _number(folder / "memory.limit_in_bytes"), _number(folder / "memory.usage_in_bytes")
-            cache = "total_inactive_file"
-        if limit is not None and limit < everything:
-            # File pages that nobody reads any more count as used, but go when memory is asked for.
-            lines = (line.split() for line in _read(folder / "memory.stat").splitlines())
-            droppable = next((int(line[1]) for line in lines if line[:1] == [cache]), 0)
-            usable = min(usable, max(0, limit - (used or 0) + droppable))
-            total = min(total, limit)
-    return usable, total
-
-
-def cpu_quota(root: Path = Path("/")) -> float | None:
-    """The cores that the tightest cgroup quota allows, None where there is none."""
-    quotas = []
-    for folder in _cgroup_folders("cpu", root):
-        words = _read(folder / "cpu.max").split()
-        if not words:
-            words = [_read(folder / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period")]
-        if len(words) == 2 and words[0].isdigit() and words[1].isdigit() and int(words[1]) > 0:
-            quotas.append(int(words[0]) / int(words[1]))
-    return min(quotas, default=None)
-
-
-def _cgroup_folders(controller: str, root: Path) -> Iterator[Path]:
-    """Yield this process's cgroup and those above it, as far as they can be seen from here."""
-    for line in _read(root / "proc/self/cgroup").splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers and controller not in controllers.split(","):
-            continue
-        mount = root / "sys/fs/cgroup" / controllers
-        here = PurePosixPath(*(part for part in path.split("/") if part not in ("", "..")))
-        for folder in (here, *here.parents):
-            if (mount / folder).is_dir():
-                yield mount / folder
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-
-
-def _number(path: Path) -> int | None:
-    """The number in a file; None for "max" and for no file."""
-    text = _read(path).strip()
-    return int(text) if text.isdigit() else None
 
 
 def _answer_one(name: str, args: list[str]) -> None:

@@ -1,0 +1,134 @@
+"""What runs networks and writes clips: ONNX Runtime, TensorRT, PyAV."""
+
+from __future__ import annotations
+
+from telecine.doctor import packages, probes
+from telecine.doctor.check import Check, Machine
+from telecine.doctor.machine import GET_DRIVER
+from telecine.doctor.packages import ONNXRUNTIMES
+
+TENSORRTS = ("tensorrt", "tensorrt-rtx", "tensorrt-lean")
+ENCODERS = ("libx264", "libvpx-vp9", "gif")
+
+
+def check_onnxruntime(machine: Machine) -> list[Check]:
+    name = "ONNX Runtime"
+    here = {dist: version for dist in ONNXRUNTIMES if (version := packages.installed(dist))}
+    wanted = _wanted_extra(machine)
+    if len(here) > 1:
+        return [
+            Check(
+                name=name,
+                status="fail",
+                found=", ".join(f"{dist} {version}" for dist, version in here.items())
+                + ": both installed, and each overwrites files of the other",
+                fix=f"Run `pip uninstall -y {' '.join(ONNXRUNTIMES)}`, then `{packages.pip_install(wanted)}`.",
+            )
+        ]
+    if not here:
+        return [Check(name=name, status="fail", found="not installed", fix=f"Run `{packages.pip_install(wanted)}`.")]
+    ((dist, version),) = here.items()
+    minimum = machine.minimums.get(dist, {}).get(dist, "")
+    package = packages.check_package(dist, wanted, minimum, "fail")
+    if package.status == "fail":
+        return [package]
+    probe = probes.run_probe("onnxruntime")
+    if probe.problem:
+        return [
+            package,
+            Check(
+                name=name,
+                status="fail",
+                found=f"{dist} {version} does not load: {probe.problem}",
+                fix=f"Run `pip uninstall -y {' '.join(ONNXRUNTIMES)}`, then `{packages.pip_install(dist)}`.",
+            ),
+        ]
+    short = [provider.removesuffix("ExecutionProvider") for provider in probe.answer["providers"]]
+    found = f"{probe.answer['version']} runs; built with {', '.join(short)}"
+    cuda = [] if machine.purpose == "export" else _onnxruntime_cuda(machine, listed="CUDA" in short)
+    return [package, Check(name=name, status="ok", found=found), *cuda]
+
+
+def _onnxruntime_cuda(machine: Machine, *, listed: bool) -> list[Check]:
+    """onnxruntime-gpu lists CUDA on every machine; only a session, made as the backend makes it, tells if it loads."""
+    name = "ONNX Runtime CUDA"
+    gpus = machine.gpu.answer.get("gpus")
+    if not listed:
+        swap = f"For `--device cuda`: `pip uninstall -y onnxruntime`, then `{packages.pip_install('onnxruntime-gpu')}`."
+        return [Check(name=name, status="info", found="this build is CPU only", fix=swap)] if gpus else []
+    if not gpus:
+        install = packages.pip_install("onnxruntime")
+        swap = f"`pip uninstall -y onnxruntime-gpu`, then `{install}`, is the smaller CPU build."
+        return [
+            Check(
+                name=name,
+                status="warn",
+                found="listed, but no NVIDIA GPU can be used: networks run on the CPU",
+                fix=f"{GET_DRIVER} {swap}",
+            )
+        ]
+    probe = probes.run_probe("onnxruntime_cuda")
+    if probe.problem is None and "CUDAExecutionProvider" in probe.answer["providers"]:
+        return [Check(name=name, status="ok", found="a session loads on the GPU: `--device cuda` asks for it")]
+    return [
+        Check(
+            name=name,
+            status="warn",
+            found=f"listed, but does not load: {probe.problem or 'a session fell back to the CPU'}",
+            fix="Install the CUDA and cuDNN that it was built for, and name their folders in LD_LIBRARY_PATH: "
+            "telecine does not look for those that pip installs. Until then use `--device cpu`.",
+        )
+    ]
+
+
+def check_video(machine: Machine) -> list[Check]:
+    package = packages.check_package("av", "video", machine.minimums.get("video", {}).get("av", ""), "warn")
+    if package.status != "ok":
+        return [package]
+    probe = probes.run_probe("video", *ENCODERS)
+    missing = probe.answer.get("missing")
+    if probe.problem is None and not missing:
+        return [package, Check(name="Video", status="ok", found=f"encodes with {', '.join(ENCODERS)}")]
+    lacks = f"no encoder {', '.join(missing or ())}"
+    found = f"PyAV does not load: {probe.problem}" if probe.problem else lacks
+    fix = "Run `pip install --force-reinstall --only-binary :all: av`: PyAV's own wheels have the encoders."
+    return [package, Check(name="Video", status="warn", found=found, fix=fix)]
+
+
+def check_tensorrt(machine: Machine) -> list[Check]:
+    """Versions and a bare import: `tensorrt_lean.Runtime()` without a device would kill the process."""
+    found = []
+    for dist in TENSORRTS:
+        version = next(filter(None, (packages.installed(dist + suffix) for suffix in ("", "-cu13", "-cu12"))), None)
+        if version is None:
+            continue
+        probe = probes.run_probe("imports", dist.replace("-", "_"))
+        if probe.problem is None:
+            found.append(Check(name=dist, status="info", found=f"{version}, loads"))
+        else:
+            found.append(
+                Check(
+                    name=dist,
+                    status="warn",
+                    found=f"{version} does not load: {probe.problem}",
+                    fix=f"Run `pip install --force-reinstall {dist}`, or `pip uninstall {dist}`.",
+                )
+            )
+    none = f"none of {', '.join(TENSORRTS)} is installed"
+    return found or [Check(name="TensorRT", status="info", found=none)]
+
+
+def check_engines(machine: Machine) -> Check:
+    return Check(
+        name="Engines",
+        status="info",
+        found="this version of telecine cannot build TensorRT engines; its bundles run on ONNX Runtime",
+        fix="Use `telecine generate BUNDLE`; `telecine doctor --for runtime` checks what it needs.",
+    )
+
+
+def _wanted_extra(machine: Machine) -> str:
+    """The extra that brings the ONNX Runtime for this purpose and machine."""
+    if machine.purpose == "export":
+        return "export"
+    return "onnxruntime-gpu" if machine.gpu.answer.get("gpus") else "onnxruntime"
