@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers.pipelines.ltx.pipeline_ltx import rescale_noise_cfg
+
 from telecine.guidance import classifier_free, rescale
 
 SHAPES = [(1, 2), (1, 24, 8), (3, 35, 16), (2, 4, 3, 5, 7), (1, 6144, 32)]
@@ -37,17 +38,13 @@ def test_predictions_of_different_shapes_are_a_bug() -> None:
 def test_rescale_matches_diffusers(shape: tuple[int, ...], mean: float, phi: float) -> None:
     cond = draw(shape, 1, mean)
     # each video of the batch has a spread of its own
-    guided = draw(shape, 0, mean) * np.arange(2, 2 + shape[0], dtype=np.float32).reshape(
-        -1, *[1] * (len(shape) - 1)
-    )
+    guided = draw(shape, 0, mean) * np.arange(2, 2 + shape[0], dtype=np.float32).reshape(-1, *[1] * (len(shape) - 1))
     kept = guided.copy(), cond.copy()
     result = rescale(guided, cond, phi)
     assert result.dtype == np.float32
     expected = rescale_noise_cfg(torch.from_numpy(guided), torch.from_numpy(cond), guidance_rescale=phi)
     np.testing.assert_allclose(result, expected.numpy(), rtol=1e-6, atol=1e-6)
-    exact = rescale_noise_cfg(
-        torch.from_numpy(guided).double(), torch.from_numpy(cond).double(), guidance_rescale=phi
-    )
+    exact = rescale_noise_cfg(torch.from_numpy(guided).double(), torch.from_numpy(cond).double(), guidance_rescale=phi)
     np.testing.assert_allclose(result, exact.numpy(), rtol=1.5e-7, atol=0)
     np.testing.assert_array_equal(guided, kept[0])
     np.testing.assert_array_equal(cond, kept[1])

@@ -6,6 +6,7 @@ import torch
 from diffusers import LTXPipeline
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from telecine.errors import RequestError
 from telecine.latents import denormalize, mix_decode_noise, normalize, pack, unpack
 from telecine.shapes import LatentShape
@@ -72,9 +73,7 @@ def test_statistics_match_diffusers(shape: tuple[int, ...], scaling_factor: floa
 def test_float64_statistics_do_not_widen_the_latents() -> None:
     latents = draw((1, 3, 1, 2, 2))
     mean, std = [0.1, 0.2, 0.3], [1.1, 1.2, 1.3]  # as JSON gives them
-    expected = LTXPipeline._denormalize_latents(
-        torch.from_numpy(latents), torch.tensor(mean), torch.tensor(std)
-    )
+    expected = LTXPipeline._denormalize_latents(torch.from_numpy(latents), torch.tensor(mean), torch.tensor(std))
     result = denormalize(latents, np.array(mean), np.array(std), 1.0)
     assert result.dtype == np.float32
     np.testing.assert_array_equal(result, expected.numpy())

@@ -5,6 +5,7 @@ import pytest
 import torch
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.video_processor import VideoProcessor
+
 from telecine.pixels import to_uint8, to_unit_range
 
 SHAPES = [(1, 3, 1, 2, 2), (2, 3, 9, 5, 7), (1, 3, 17, 32, 64)]

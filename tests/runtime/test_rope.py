@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers.models.transformers.transformer_ltx import LTXVideoRotaryPosEmbed
+
 from telecine.errors import RequestError
 from telecine.rope import RopeTables, expand, grid_index, make_tables, video_positions
 from telecine.shapes import Grid, LatentShape
@@ -22,9 +23,7 @@ def latent(shape: tuple[int, int, int]) -> LatentShape:
 def torch_frequencies(inner_dim: int) -> np.ndarray:
     """The vector that a bundle ships, in the words of LTXVideoRotaryPosEmbed.forward."""
     theta = 10000.0
-    exponents = torch.linspace(
-        math.log(1.0, theta), math.log(theta, theta), inner_dim // 6, dtype=torch.float32
-    )
+    exponents = torch.linspace(math.log(1.0, theta), math.log(theta, theta), inner_dim // 6, dtype=torch.float32)
     return (theta**exponents * math.pi / 2.0).numpy()
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from telecine.errors import BundleError, RequestError
 from telecine.shapes import Grid, LatentShape, VideoShape
 
@@ -33,9 +34,7 @@ def test_request_follows_diffusers_arithmetic(num_frames: int, rows: int, column
     assert num_frames - grid.temporal < video.num_frames <= num_frames
 
 
-@pytest.mark.parametrize(
-    ("asked", "given_frames"), [(1, 1), (8, 1), (9, 9), (16, 9), (17, 17), (121, 121), (160, 153)]
-)
+@pytest.mark.parametrize(("asked", "given_frames"), [(1, 1), (8, 1), (9, 9), (16, 9), (17, 17), (121, 121), (160, 153)])
 def test_frames_round_down(asked: int, given_frames: int) -> None:
     video = VideoShape.from_request(num_frames=asked, height=512, width=768, grid=LTX)
     assert video == VideoShape(num_frames=given_frames, height=512, width=768)
@@ -58,9 +57,7 @@ def test_numpy_integers_become_ints() -> None:
     ("side", "nearest"), [(500, (480, 512)), (33, (32, 64)), (31, (32, 64)), (0, (32, 64)), (-64, (32, 64))]
 )
 @pytest.mark.parametrize("name", ["height", "width"])
-def test_sides_off_the_grid_name_the_nearest_legal_ones(
-    name: str, side: int, nearest: tuple[int, int]
-) -> None:
+def test_sides_off_the_grid_name_the_nearest_legal_ones(name: str, side: int, nearest: tuple[int, int]) -> None:
     asked = {"num_frames": 9, "height": 64, "width": 64} | {name: side}
     with pytest.raises(RequestError) as caught:
         VideoShape.from_request(**asked, grid=LTX)

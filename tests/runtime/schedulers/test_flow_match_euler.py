@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.ltx import pipeline_ltx
+
 from telecine.errors import BundleError, RequestError
 from telecine.schedulers.flow_match_euler import (
     FlowMatchEulerConfig,
@@ -244,9 +245,7 @@ def test_one_step_cannot_be_stretched_to_a_terminal(terminal: float) -> None:
     ],
 )
 def test_bad_timesteps_and_sigmas(timesteps: Any) -> None:
-    with pytest.raises(
-        RequestError, match="expected a list of strictly descending numbers between 1000 and 0"
-    ):
+    with pytest.raises(RequestError, match="expected a list of strictly descending numbers between 1000 and 0"):
         make_schedule(FlowMatchEulerConfig(), timesteps=timesteps)
     with pytest.raises(RequestError, match=r"sigmas is .* between 1 and 0"):
         make_schedule(FlowMatchEulerConfig(), sigmas=timesteps)
