@@ -41,7 +41,8 @@ def main() -> None:
         stages["export"] = [TELECINE, "export", source, str(bundle), "--overwrite"]
     stages["verify"] = [TELECINE, "verify", str(bundle), source]
     stages["generate"] = [
-        TELECINE, "generate", str(bundle), "--prompt", arguments.prompt, "-o", str(clip), *settings, *arguments.generate,
+        TELECINE, "generate", str(bundle), "--prompt", arguments.prompt, "-o", str(clip),
+        *settings, *arguments.generate,
     ]  # fmt: skip
 
     seconds = {stage: run(stage, command) for stage, command in stages.items()}

@@ -32,7 +32,7 @@ class Models(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Output:
-    """What a family's pipeline makes: frames (B, num_frames, height, width, 3), or latents as diffusers returns them."""
+    """What a pipeline makes: frames (B, num_frames, height, width, 3), or latents as diffusers returns them."""
 
     frames: npt.NDArray[Any] | None = None
     latents: npt.NDArray[Any] | None = None

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from telecine.backends.base import Session
 from telecine.denoise import Callback, denoise
 from telecine.errors import BundleError, RequestError
-from telecine.families.base import Family, Models, Output, Stage, PipelineSpec
+from telecine.families.base import Family, Models, Output, PipelineSpec, Stage
 from telecine.guidance import Guidance
 from telecine.latents import denormalize, mix_decode_noise, pack, unpack
 from telecine.noise import Generator, randn, second_stream
