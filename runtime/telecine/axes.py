@@ -35,7 +35,8 @@ def bind_axes(specs: Iterable[TensorSpec], shapes: Mapping[str, Shape]) -> dict[
         if len(shape) != len(spec.shape) or not all(
             _fits(rule, size, sizes) for rule, size in zip(spec.shape, shape, strict=True)
         ):
-            known = {symbol: size for symbol, size in sizes.items() if any(symbol in str(rule) for rule in spec.shape)}
+            symbols = {_parse(rule)[1] for rule in spec.shape if isinstance(rule, str)}
+            known = {symbol: size for symbol, size in sizes.items() if symbol in symbols}
             raise BackendError(
                 f"{spec.name} has shape {shape}",
                 expected=f"({', '.join(map(str, spec.shape))})" + (f" where {known} so far" if known else ""),
@@ -45,7 +46,11 @@ def bind_axes(specs: Iterable[TensorSpec], shapes: Mapping[str, Shape]) -> dict[
 
 
 def resolve(spec: TensorSpec, sizes: Mapping[str, int]) -> Shape:
-    """The shape of a tensor once its symbols have sizes."""
+    """The shape of a tensor once its symbols have sizes.
+
+    Raises:
+        BackendError: no input has one of its symbols.
+    """
     return tuple(rule if isinstance(rule, int) else _size(rule, sizes) for rule in spec.shape)
 
 
@@ -64,9 +69,16 @@ def _fits(rule: int | str, size: int, sizes: dict[str, int]) -> bool:
         return size == rule
     scale, symbol, offset = _parse(rule)
     value, rest = divmod(size - offset, scale)
-    return rest == 0 and value >= 0 and sizes.setdefault(symbol, value) == value
+    # An empty axis is never meant, and kernels differ in what they make of one.
+    return rest == 0 and value >= 1 and sizes.setdefault(symbol, value) == value
 
 
 def _size(rule: str, sizes: Mapping[str, int]) -> int:
     scale, symbol, offset = _parse(rule)
+    if symbol not in sizes:
+        raise BackendError(
+            f"the axis {symbol} of an output",
+            expected=f"one that an input has: {', '.join(sizes)}",
+            fix="Export the bundle again.",
+        )
     return scale * sizes[symbol] + offset

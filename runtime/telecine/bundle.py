@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from telecine.errors import BundleError
 from telecine.manifest import FILE_NAME, Component, FileEntry, Graph, Manifest
 
-# Larger than any graph, smaller than any memory: hashing a file costs no more than this.
+# Bytes read at a time: hashing a file takes no more memory than this.
 PIECE = 1 << 20
 
 
@@ -27,7 +28,7 @@ class Bundle:
         Raises:
             BundleError: missing, of another format, damaged, edited, or with paths that leave the bundle.
         """
-        root = Path(path).expanduser()
+        root = Path(os.path.expanduser(path))  # Path.expanduser raises on a folder called ~name
         manifest = Manifest.parse(_read_manifest(root), where=str(root / FILE_NAME))
         bundle = cls(root=root, manifest=manifest)
         for entry in bundle.hashed_files():
@@ -64,7 +65,18 @@ class Bundle:
         return self.manifest.components[name]
 
     def graph(self, component: str, role: str = "main") -> Graph:
-        return self.component(component).graphs[role]
+        """
+        Raises:
+            BundleError: the bundle lacks the component, or the component the role.
+        """
+        graphs = self.component(component).graphs
+        if role not in graphs:
+            raise BundleError(
+                f"{component} of {self.root} has no graph {role}",
+                expected=f"one of its roles: {', '.join(graphs)}",
+                fix="Export the bundle again with this telecine.",
+            )
+        return graphs[role]
 
     def path(self, entry: FileEntry) -> Path:
         """Where a file lies; a path that leaves the bundle (`..`, absolute) is refused.
@@ -84,19 +96,23 @@ class Bundle:
     def check(self, entry: FileEntry, *, contents: bool) -> None:
         """
         Raises:
-            BundleError: the file is missing, of another size, or (with `contents`) has other contents.
+            BundleError: the file is missing, cannot be read, has another size, or (with `contents`) other contents.
         """
         path = self.path(entry)
-        if not path.is_file():
-            raise self._wrong(path, "is missing", f"a file of {entry.size} bytes")
-        size = path.stat().st_size
-        if size != entry.size:
-            raise self._wrong(path, f"has {size} bytes", f"{entry.size}")
-        if contents and sha256(path) != entry.sha256:
-            raise self._wrong(path, "has changed: its SHA-256 is another", entry.sha256)
+        try:
+            if not path.is_file():
+                raise _wrong(path, "is missing", f"a file of {entry.size} bytes")
+            size = path.stat().st_size
+            if size != entry.size:
+                raise _wrong(path, f"has {size} bytes", f"{entry.size}")
+            if contents and sha256(path) != entry.sha256:
+                raise _wrong(path, "has changed: its SHA-256 is another", entry.sha256)
+        except OSError as error:
+            raise _wrong(path, f"cannot be read ({error.strerror or error})", "a file that can be read") from error
 
-    def _wrong(self, path: Path, problem: str, expected: str) -> BundleError:
-        return BundleError(f"{path} {problem}", expected=expected, fix="Export or copy the bundle again.")
+
+def _wrong(path: Path, problem: str, expected: str) -> BundleError:
+    return BundleError(f"{path} {problem}", expected=expected, fix="Export or copy the bundle again.")
 
 
 def sha256(path: Path) -> str:

@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 a telecine error or a failed check, 2 wrong usage.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import logging
 import sys
@@ -19,16 +20,39 @@ from telecine.errors import BackendError, RequestError, TelecineError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+# The extra that brings a package which is missing on a machine.
+EXTRAS = {"av": "video", "onnxruntime": "onnxruntime"} | dict.fromkeys(
+    ("torch", "diffusers", "transformers", "onnx", "onnx_ir", "onnxscript", "huggingface_hub", "sentencepiece", "tqdm"),
+    "export",
+)
+
 
 class _Group(click.Group):
-    """Maps telecine's errors to exit codes: the one place that does."""
+    """Maps errors to exit codes: the one place that does. Click itself maps Ctrl-C to 1 and usage errors to 2."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except TelecineError as error:
-            click.echo(f"telecine: {error}", err=True)
-            ctx.exit(1)
+            problem = error
+        except ImportError as error:
+            problem = _missing(error, EXTRAS.get((error.name or "").partition(".")[0]))
+        except MemoryError as error:
+            problem = BackendError(
+                f"out of memory{f': {error}' if str(error) else ''}",
+                expected="a task that fits this machine's memory",
+                fix="Ask for less, or free memory.",
+            )
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise  # click ends quietly when whoever reads stdout has gone
+            problem = TelecineError(
+                f"the system refused: {error}",
+                expected="files that can be read and written",
+                fix="Check disk and paths.",
+            )
+        click.echo(f"telecine: {problem}", err=True)
+        ctx.exit(1)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -143,8 +167,13 @@ def _numbers(_: click.Context, __: click.Parameter, text: str | None) -> list[fl
 
 @main.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True,
-              help=".mp4, .webm, .gif, a PNG sequence as FOLDER/%05d.png; .safetensors for latents.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    required=True,
+    help=".mp4, .webm, .gif, a PNG sequence as FOLDER/%05d.png; .safetensors for latents.",
+)
 @click.option("--prompt", multiple=True, help="Text; repeat for a batch.")
 @click.option("--negative-prompt", multiple=True, help="One for all prompts, or one each.")
 @click.option("--height", type=int, help="Pixels, on the grid of 32.")
@@ -158,8 +187,11 @@ def _numbers(_: click.Context, __: click.Parameter, text: str | None) -> list[fl
 @click.option("--num-videos-per-prompt", type=int)
 @click.option("--seed", type=int, multiple=True, help="One for all videos, or one a video. Default: random.")
 @click.option("--latents", type=click.Path(path_type=Path), help="Initial packed latents: `latents` in a safetensors.")
-@click.option("--prompt-embeds", type=click.Path(path_type=Path),
-              help="Instead of text: prompt_embeds, prompt_attention_mask and negative_... in a safetensors.")
+@click.option(
+    "--prompt-embeds",
+    type=click.Path(path_type=Path),
+    help="Instead of text: prompt_embeds, prompt_attention_mask and negative_... in a safetensors.",
+)
 @click.option("--decode-timestep", callback=_numbers, help="Of the decoder; one, or one a video: 0.05,0.03")
 @click.option("--decode-noise-scale", callback=_numbers, help="Default: the decode timestep.")
 @click.option("--max-sequence-length", type=int, help="Text length in tokens.")
@@ -171,7 +203,7 @@ def _numbers(_: click.Context, __: click.Parameter, text: str | None) -> list[fl
 @click.option("--backend", default="auto", show_default=True, help="auto or onnxruntime.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--provider", "providers", multiple=True, help="ONNX Runtime execution provider, in order of preference.")
-@click.option("--threads", type=int, help="Threads of one operator.")
+@click.option("--threads", type=click.IntRange(min=1), help="Threads of one operator.")
 @click.option("--memory-arena/--no-memory-arena", default=True, show_default=True, help="Keep freed CPU memory.")
 @click.option("--memory-pattern/--no-memory-pattern", default=True, show_default=True, help="Plan memory by shape.")
 @json_option
@@ -183,11 +215,15 @@ def generate(
     import telecine
 
     latent = parameters["output_type"] == "latent"
-    _check_output(output, latent, file_frame_rate, quality)
     for name in ("prompt", "negative_prompt", "seed", "decode_timestep", "decode_noise_scale"):
         parameters[name] = _one_or_many(parameters[name])
     parameters |= _arrays(parameters.pop("latents"), ("latents",))
     parameters |= _arrays(parameters.pop("prompt_embeds"), EMBEDS)
+    if latent:
+        _check_latents_output(output, file_frame_rate, quality)
+    else:
+        frame_rate = parameters["frame_rate"] if file_frame_rate is None else file_frame_rate
+        _check_video_output(output, _videos(parameters), frame_rate, quality)
     options = telecine.OnnxRuntimeOptions(
         providers=tuple(providers) or None, threads=threads, memory_arena=memory_arena, memory_pattern=memory_pattern
     )
@@ -219,14 +255,30 @@ def _one_or_many(values: Sequence[Any] | None) -> Any:
     return values[0] if len(values) == 1 else list(values)
 
 
-def _check_output(output: Path, latent: bool, frame_rate: float | None, quality: int | None) -> None:
-    """Refuse a file that could not be written before the minutes that make its content."""
-    from telecine.atomic import check_writable
-    from telecine.video import check_output_path
+def _videos(parameters: dict[str, Any]) -> int:
+    """How many files there will be, as far as the command line tells."""
+    prompt, embeds = parameters["prompt"], parameters.get("prompt_embeds")
+    prompts = len(embeds) if embeds is not None and embeds.ndim else len(prompt) if isinstance(prompt, list) else 1
+    return prompts * (parameters["num_videos_per_prompt"] or 1)
 
-    if not latent:
-        check_output_path(output, frame_rate=frame_rate, quality=quality)
-    elif output.suffix != ".safetensors" or frame_rate is not None or quality is not None:
+
+def _check_video_output(output: Path, videos: int, frame_rate: float | None, quality: int | None) -> None:
+    """Refuse files that could not be written before the minutes that make their content."""
+    from telecine.pipeline import numbered
+    from telecine.video import check_output_path
+    from telecine.video.ffmpeg import check_encoder
+    from telecine.video.formats import format_of
+
+    for path in numbered(output, min(max(videos, 1), 100)):  # nobody waits for more checks than these
+        check_output_path(path, frame_rate=frame_rate, quality=quality)
+    check_encoder(format_of(output))
+
+
+def _check_latents_output(output: Path, frame_rate: float | None, quality: int | None) -> None:
+    """As `_check_video_output`, for --output-type latent."""
+    from telecine.atomic import check_writable
+
+    if output.suffix != ".safetensors" or frame_rate is not None or quality is not None:
         raise RequestError(
             f"latents into {output}" + (" with a frame rate or quality" if output.suffix == ".safetensors" else ""),
             expected="a .safetensors file, and no --file-frame-rate or --quality",
@@ -245,9 +297,11 @@ def _arrays(path: Path | None, names: tuple[str, ...]) -> dict[str, Any]:
         return {}
     try:
         arrays = load_file(path)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, TypeError) as error:  # TypeError: bfloat16, which NumPy lacks
         raise RequestError(
-            f"{path} cannot be read: {error}", expected="a safetensors file", fix="Check the path."
+            f"{path} cannot be read: {error}",
+            expected="a safetensors file of float32 or float16 arrays",
+            fix="Check the path, or save the arrays as float32.",
         ) from error
     if not arrays or not set(arrays) <= set(names):
         raise RequestError(
@@ -259,12 +313,21 @@ def _arrays(path: Path | None, names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _save_latents(latents: Any, output: Path) -> Path:
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     from telecine.atomic import atomic_file
 
-    with atomic_file(output) as temporary:
-        save_file({"latents": latents}, temporary)
+    # Not save_file: it renames a file of its own over the one that atomic_file has locked.
+    content = save({"latents": latents})
+    try:
+        with atomic_file(output) as temporary:
+            temporary.write_bytes(content)
+    except OSError as error:
+        raise RequestError(
+            f"{output} could not be written ({error.strerror or error})",
+            expected="a disk with room",
+            fix="Free space, or choose another path.",
+        ) from error
     return output
 
 
@@ -276,6 +339,8 @@ class _steps:
         return self._step
 
     def _step(self, step: int, steps: int, sigma: float, latents: Any) -> None:
+        if not sys.stderr.isatty():
+            return  # click would still print the label
         if self._bar is None:
             self._bar = click.progressbar(length=steps, label="denoising", file=sys.stderr)
             self._bar.__enter__()
@@ -297,11 +362,16 @@ class _extra:
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, ImportError):
-            raise BackendError(
-                f"{error.name or error} is not installed",
-                expected=f"the packages of telecine's extra {self._name}",
-                fix=f'Run: pip install "telecine[{self._name}]"',
-            ) from error
+            raise _missing(error, self._name) from error
+
+
+def _missing(error: ImportError, extra: str | None) -> BackendError:
+    """What to install; a package that is there but broken is not called missing."""
+    return BackendError(
+        f"{error.name} is not installed" if isinstance(error, ModuleNotFoundError) else f"an import failed: {error}",
+        expected=f"the packages of telecine's extra {extra}" if extra else "a complete installation",
+        fix=f'Run: pip install "telecine[{extra}]"' if extra else "Run: telecine doctor",
+    )
 
 
 def _print_json(content: Any) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from telecine.errors import Cancelled
+from telecine.errors import Cancelled, RequestError
 from telecine.guidance import Guidance
 from telecine.schedulers.flow_match_euler import FlowMatchEulerConfig, Schedule, step
 
@@ -35,6 +35,7 @@ def denoise(
 
     Raises:
         Cancelled: the callback returned False.
+        RequestError: the callback returned something that cannot be latents.
     """
     steps = len(schedule.timesteps)
     for index, timestep in enumerate(schedule.timesteps):
@@ -43,12 +44,24 @@ def denoise(
         latents = step(config, schedule, index, velocity, latents, noise=noise)
         if callback is not None:
             answer = callback(index, steps, float(schedule.sigmas[index]), latents)
-            if answer is False:
+            if isinstance(answer, (bool, np.bool_)) and not answer:
                 raise Cancelled(
                     f"the callback stopped the run after step {index + 1} of {steps}",
                     expected="a run to its end",
                     fix="Return None from the callback to go on.",
                 )
-            if isinstance(answer, np.ndarray):
-                latents = answer.astype(np.float32, copy=False)
+            if answer is not None and not isinstance(answer, (bool, np.bool_)):
+                latents = _replacement(answer, latents)
     return latents
+
+
+def _replacement(answer: object, latents: Array) -> Array:
+    """What a callback returned, as the (B, T, C) latents that the next step takes."""
+    if isinstance(answer, np.ndarray) and answer.shape == latents.shape and answer.dtype.kind == "f":
+        return answer.astype(np.float32, copy=False)
+    got = f"{answer.dtype} {answer.shape}" if isinstance(answer, np.ndarray) else type(answer).__name__
+    raise RequestError(
+        f"the callback returned {got}",
+        expected=f"None, False, or a NumPy array of floats of shape {latents.shape}",
+        fix="Return latents of the shape that the callback was given.",
+    )

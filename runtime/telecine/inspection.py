@@ -43,8 +43,8 @@ def _tensor(spec: TensorSpec) -> str:
 
 
 def _bytes(size: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 999.5:  # from there on three digits would round to 1e+03
             return f"{size:.3g} {unit}"
         size /= 1000
-    return f"{size:.3g} GB"
+    return f"{size:.3g} TB"

@@ -88,9 +88,9 @@ class Manifest:
         """
         try:
             content = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise _damaged(where, f"is not JSON ({error})") from error
-        if not isinstance(content, dict) or not isinstance(content.get("format"), int):
+        if not isinstance(content, dict) or type(content.get("format")) is not int:
             raise _damaged(where, "has no format number")
         if content["format"] != FORMAT:
             newer = content["format"] > FORMAT

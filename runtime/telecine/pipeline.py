@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from telecine.backends.base import Session
+from telecine.backends.base import Session, out_of_memory
 from telecine.backends.onnxruntime import OnnxRuntimeOptions, OnnxRuntimeSession
 from telecine.bundle import Bundle
 from telecine.denoise import Callback
@@ -24,7 +26,7 @@ from telecine.families.base import PipelineSpec
 from telecine.pixels import to_uint8
 from telecine.request import Request
 from telecine.tokenizer import Tokenizer
-from telecine.video import save_video
+from telecine.video import check_output_path, save_video
 
 BACKENDS = ("auto", "onnxruntime")
 
@@ -51,7 +53,7 @@ def load(
             fix="Use 'onnxruntime': TensorRT is not part of this version.",
         )
     kind, colon, index = device.partition(":")
-    if kind not in ("auto", "cpu", "cuda") or (colon and (kind != "cuda" or not index.isdigit())):
+    if kind not in ("auto", "cpu", "cuda") or (colon and (kind != "cuda" or not index.isdecimal())):
         raise BackendError(f"device {device!r}", expected="auto, cpu, cuda or cuda:N", fix="Use 'cpu'.")
     return Pipeline(_Models(Bundle.open(path), device=device, options=options or OnnxRuntimeOptions()))
 
@@ -74,27 +76,43 @@ class Result:
         """Write each video (`.mp4`, `.webm`, `.gif`, or PNGs as `folder/%05d.png`); several get `-0`, `-1`, ... names.
 
         Raises:
-            RequestError: there are no frames, or the path cannot be written.
-            BackendError: PyAV is missing.
+            RequestError: there are no frames, the path cannot be written, or its format lacks the rate or quality.
+            BackendError: PyAV is missing or fails, or memory runs out.
         """
         if self.frames is None:
             raise RequestError(
                 "this result holds latents", expected="frames to save", fix="Generate with output_type='np' or 'uint8'."
             )
-        frames = self.frames if self.frames.dtype == np.uint8 else to_uint8(self.frames)
-        paths = numbered(Path(path), len(frames))
-        for video, target in zip(frames, paths, strict=True):
-            save_video(video, target, frame_rate=frame_rate or self.frame_rate, quality=quality)
+        rate = self.frame_rate if frame_rate is None else frame_rate
+        paths = numbered(path, len(self.frames))
+        for target in paths:  # all of them, before the first is written
+            check_output_path(target, frame_rate=rate, quality=quality)
+        try:
+            for video, target in zip(self.frames, paths, strict=True):
+                pixels = video if video.dtype == np.uint8 else to_uint8(video[np.newaxis])[0]
+                save_video(pixels, target, frame_rate=rate, quality=quality)
+        except MemoryError as error:
+            raise out_of_memory(f"saving {path}: {error or 'a frame'}") from error
         return paths
 
 
-def numbered(path: Path, count: int) -> list[Path]:
-    """One path a video: the path itself for one, `name-0.mp4`, `name-1.mp4`, ... for several."""
+def numbered(path: str | Path, count: int) -> list[Path]:
+    """One path a video: the path itself for one, `name-0.mp4`, `name-1.mp4`, ... for several.
+
+    Raises:
+        RequestError: no name to number.
+    """
+    output = Path(os.path.expanduser(path))
     if count == 1:
-        return [path]
-    if "%" in path.name:  # a PNG sequence: each video has a folder
-        return [path.parent.with_name(f"{path.parent.name}-{i}") / path.name for i in range(count)]
-    return [path.with_name(f"{path.stem}-{i}{path.suffix}") for i in range(count)]
+        return [output]
+    named = output.parent if output.suffix.lower() == ".png" else output  # each PNG sequence has a folder
+    if named.name in ("", ".."):
+        raise RequestError(
+            f"{path} for {count} videos", expected="a name that takes numbers", fix="Use out.mp4 or frames/%05d.png."
+        )
+    if named is output:
+        return [output.with_name(f"{output.stem}-{i}{output.suffix}") for i in range(count)]
+    return [named.with_name(f"{named.name}-{i}") / output.name for i in range(count)]
 
 
 class Pipeline:
@@ -146,26 +164,19 @@ class Pipeline:
         Raises:
             RequestError: a parameter is wrong, or another request is running.
             BundleError: the bundle lacks what the request needs.
-            BackendError: a network could not be loaded or run.
+            BackendError: a network could not be loaded or run, or memory ran out.
             Cancelled: the callback stopped the run.
         """
-        asked = dict(locals())
+        asked = dict(locals())  # first of all: it holds the parameters and nothing else
         for name in ("self", "pipeline", "preset", "callback"):
             del asked[name]
         start = time.perf_counter()
+        self._models.check_open()
         spec = self._pipeline(pipeline)
         request = Request.resolve(asked, self._preset(preset), spec.defaults)
         timings: dict[str, float] = {}
-        if not self._busy.acquire(blocking=False):
-            raise RequestError(
-                "this pipeline is running another request",
-                expected="one request at a time",
-                fix="Use pipe.clone() for another thread: it shares the weights.",
-            )
-        try:
+        with self._running():
             output = spec.run(self._models, request, stage=_stopwatch(timings), callback=callback)
-        finally:
-            self._busy.release()
         timings["total"] = time.perf_counter() - start
         return Result(
             frames=output.frames,
@@ -176,8 +187,28 @@ class Pipeline:
         )
 
     def clone(self) -> Pipeline:
-        """A pipeline for another thread, over the same loaded weights."""
+        """A pipeline for another thread; a network that several of them use is loaded once.
+
+        Raises:
+            RequestError: this pipeline is closed.
+        """
         return Pipeline(self._models.clone())
+
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        """One request at a time; what NumPy cannot allocate is the same error as what the backend cannot."""
+        if not self._busy.acquire(blocking=False):
+            raise RequestError(
+                "this pipeline is running another request",
+                expected="one request at a time",
+                fix="Use pipe.clone() for another thread: it shares the weights.",
+            )
+        try:
+            yield
+        except MemoryError as error:
+            raise out_of_memory(f"the host's arrays: {error or 'no more memory'}") from error
+        finally:
+            self._busy.release()
 
     def close(self) -> None:
         """Free the networks; the pipeline cannot generate after."""
@@ -212,10 +243,21 @@ class Pipeline:
         return presets[name] if name else {}
 
 
+class _Loaded:
+    """What the clones of a pipeline have between them: each network is loaded once, and lives while one holds it."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.tokenizer: Tokenizer | None = None
+        self.sessions: dict[tuple[str, str], weakref.WeakSet[Session]] = {}
+
+
 class _Models:
     """A bundle's networks on ONNX Runtime, loaded when first asked for and kept."""
 
-    def __init__(self, bundle: Bundle, *, device: str, options: OnnxRuntimeOptions) -> None:
+    def __init__(
+        self, bundle: Bundle, *, device: str, options: OnnxRuntimeOptions, loaded: _Loaded | None = None
+    ) -> None:
         if bundle.manifest.family not in FAMILIES:
             raise BundleError(
                 f"{bundle.root} holds a {bundle.manifest.family} model",
@@ -223,7 +265,7 @@ class _Models:
                 fix="Upgrade telecine.",
             )
         self.bundle, self._device, self._options = bundle, device, options
-        self._tokenizer: Tokenizer | None = None
+        self._loaded = loaded or _Loaded()
         self._sessions: dict[tuple[str, str], Session] = {}
         self._closed = False
 
@@ -233,32 +275,42 @@ class _Models:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        if self._tokenizer is None:
-            self._tokenizer = Tokenizer.load(self.bundle.path(self.bundle.manifest.tokenizer))
-        return self._tokenizer
+        with self._loaded.lock:
+            if self._loaded.tokenizer is None:
+                self._loaded.tokenizer = Tokenizer.load(self.bundle.path(self.bundle.manifest.tokenizer))
+            return self._loaded.tokenizer
 
     def session(self, component: str, role: str = "main") -> Session:
+        key = (component, role)
+        if key in self._sessions and not self._closed:
+            return self._sessions[key]  # without waiting for a clone that loads something
+        with self._loaded.lock:  # two clones that load at once would each hold the weights
+            self.check_open()
+            if key not in self._sessions:
+                family = self._loaded.sessions.setdefault(key, weakref.WeakSet())
+                relative = next((session for session in family if not session.closed), None)
+                self._sessions[key] = relative.clone() if relative else self._load(component, role)
+                family.add(self._sessions[key])
+            return self._sessions[key]
+
+    def _load(self, component: str, role: str) -> Session:
+        graph = self.bundle.graph(component, role)
+        return OnnxRuntimeSession.load(graph, self.bundle.path(graph.file), device=self._device, options=self._options)
+
+    def check_open(self) -> None:
         if self._closed:
             raise RequestError("this pipeline is closed", expected="an open one", fix="Load the bundle again.")
-        key = (component, role)
-        if key not in self._sessions:
-            graph = self.bundle.graph(component, role)
-            self._sessions[key] = OnnxRuntimeSession.load(
-                graph, self.bundle.path(graph.file), device=self._device, options=self._options
-            )
-        return self._sessions[key]
 
     def clone(self) -> _Models:
-        other = _Models(self.bundle, device=self._device, options=self._options)
-        other._tokenizer = self._tokenizer
-        other._sessions = {key: session.clone() for key, session in self._sessions.items()}
-        return other
+        self.check_open()
+        return _Models(self.bundle, device=self._device, options=self._options, loaded=self._loaded)
 
     def close(self) -> None:
-        self._closed = True
-        for session in self._sessions.values():
-            session.close()
-        self._sessions.clear()
+        with self._loaded.lock:
+            self._closed = True
+            for session in self._sessions.values():
+                session.close()
+            self._sessions.clear()
 
 
 def _stopwatch(timings: dict[str, float]) -> Any:

@@ -15,6 +15,10 @@ import numpy.typing as npt
 from telecine.errors import BundleError, RequestError
 
 OUTPUT_TYPES = ("np", "uint8", "latent")
+# Far above what anyone asks for, far below what overflows an array's size or stops the process in native code.
+MAX_COUNT = 10**6
+MAX_PIXELS = 2**40
+MAX_FLOAT = float(np.finfo(np.float32).max)
 
 Array = npt.NDArray[Any]
 
@@ -67,6 +71,8 @@ class Request:
         request = cls(**merged)
         request._check_numbers()
         request._check_texts()
+        request._check_arrays()
+        request._check_size()
         return request
 
     def _check_numbers(self) -> None:
@@ -82,8 +88,12 @@ class Request:
         )
         for name in ("num_inference_steps", "num_videos_per_prompt", "max_sequence_length"):
             value = getattr(self, name)
-            whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= 1
-            _check(whole, f"{name} is {value!r}", "a whole number of 1 or more", f"Give {name} as such a number.")
+            _check(
+                _is_whole(value) and 1 <= value <= MAX_COUNT,
+                f"{name} is {value!r}",
+                f"a whole number from 1 to {MAX_COUNT}",
+                f"Give {name} as such a number.",
+            )
         _check(
             self.output_type in OUTPUT_TYPES,
             f"output_type is {self.output_type!r}",
@@ -96,18 +106,33 @@ class Request:
         _check(
             len(given) == 1,
             f"{' and '.join(given) or 'neither'} given",
-            "prompt or prompt_embeds",
+            "one of prompt and prompt_embeds",
             "Give one of the two.",
         )
         for name in ("prompt", "negative_prompt"):
             text = getattr(self, name)
-            texts = [text or ""] if isinstance(text, str) or text is None else list(text)
+            texts = [text] if isinstance(text, str) or not isinstance(text, Sequence) else text
             _check(
-                bool(texts) and all(isinstance(item, str) for item in texts),
+                text is None or (len(texts) > 0 and all(isinstance(item, str) for item in texts)),
                 f"{name} is {text!r}",
                 "a string or a list of strings",
                 "Pass text.",
             )
+        for kind in ("prompt", "negative_prompt"):
+            embeds, mask = f"{kind}_embeds", f"{kind}_attention_mask"
+            lonely = (mask, embeds) if getattr(self, embeds) is None else (embeds, mask)
+            _check(
+                (getattr(self, embeds) is None) == (getattr(self, mask) is None),
+                " without ".join(lonely),
+                "both, or neither",
+                "Pass the mask that came with the embeddings: (B, L), 1 for text and 0 for padding.",
+            )
+
+    def _check_arrays(self) -> None:
+        """What can be said of arrays before the bundle is asked how many channels it has."""
+        if self.prompt_embeds is not None:  # the number of prompts comes from it
+            shape = _floats("prompt_embeds", self.prompt_embeds).shape
+            _check(len(shape) == 3 and 0 not in shape, *_wrong_embeds("prompt", shape, "(prompts, L, channels)"))
         if self.negative_prompt is not None and not isinstance(self.negative_prompt, str):
             _check(
                 len(self.negative_prompt) == self.prompts,
@@ -115,13 +140,27 @@ class Request:
                 "one for all, or one each",
                 "Give a single string, or a list as long as the prompts.",
             )
-        for kind in ("prompt", "negative_prompt"):
+        positive, negative = self.embeds("prompt"), self.embeds("negative_prompt")
+        length = positive[0].shape[1] if positive else self.max_sequence_length
+        if negative is not None:
             _check(
-                getattr(self, f"{kind}_embeds") is None or getattr(self, f"{kind}_attention_mask") is not None,
-                f"{kind}_embeds without {kind}_attention_mask",
-                "both, or neither",
-                "Pass the mask that came with the embeddings: (B, L), 1 for text and 0 for padding.",
+                negative[0].shape[1] == length,
+                f"negative_prompt_embeds have a text length of {negative[0].shape[1]}",
+                f"{length}, as the prompt's",
+                "Encode both at the same text length.",
             )
+        if self.latents is not None:
+            _floats("latents", self.latents)
+
+    def _check_size(self) -> None:
+        """The kinds of the sides and the grid are `VideoShape`'s to check."""
+        sides = [int(side) for side in (self.num_frames, self.height, self.width) if _is_whole(side) and side > 0]
+        _check(
+            math.prod(sides) * self.videos <= MAX_PIXELS,
+            f"num_frames is {self.num_frames}, height {self.height}, width {self.width}, for {self.videos} videos",
+            f"at most {MAX_PIXELS} pixels in all",
+            "Ask for fewer frames, a smaller size or a smaller batch.",
+        )
 
     @property
     def prompts(self) -> int:
@@ -143,11 +182,12 @@ class Request:
             RequestError: a list of another length.
         """
         if self.seed is None:
-            return (secrets.randbits(63),)
-        if not isinstance(self.seed, Sequence):
-            return (self.seed,)
+            # All the bits that count (`noise.Generator`); more would not survive JSON readers that have doubles only.
+            return (secrets.randbits(32),)
+        if isinstance(self.seed, str) or not isinstance(self.seed, Sequence):
+            return (self.seed,)  # Generator refuses what is no integer
         _check(
-            len(self.seed) == self.videos,
+            len(self.seed) in (1, self.videos),
             f"{len(self.seed)} seeds",
             f"one, or {self.videos}: one a video",
             "Give a single seed, or a list as long as the batch.",
@@ -160,19 +200,22 @@ class Request:
         Raises:
             RequestError: not finite numbers, or another count.
         """
-        values = np.atleast_1d(np.asarray(value, dtype=np.float64))
-        if len(values) == self.prompts:
-            values = np.repeat(values, self.num_videos_per_prompt)
+        values = np.atleast_1d(_floats(name, value))
+        counts = sorted({1, self.prompts, self.videos})
         _check(
-            values.ndim == 1 and len(values) in (1, self.videos) and bool(np.isfinite(values).all()),
+            values.ndim == 1 and len(values) in counts and bool(np.isfinite(values).all()),
             f"{name} is {value!r}",
-            f"a finite number, or a list of {self.prompts} or {self.videos}",
+            f"a finite number, or a list of {' or '.join(map(str, counts))}",
             "Give one for all, one a prompt, or one a video.",
         )
-        return np.broadcast_to(values, (self.videos,)).astype(np.float32)
+        if len(values) == self.prompts:
+            values = np.repeat(values, self.num_videos_per_prompt)
+        return np.broadcast_to(values, (self.videos,)).copy()
 
-    def embeds(self, kind: str, channels: int) -> tuple[Array, Array] | None:
+    def embeds(self, kind: str, channels: int | None = None) -> tuple[Array, Array] | None:
         """(B, L, D) embeddings and (B, L) mask that the caller passed for "prompt" or "negative_prompt", float32.
+
+        B is the number of prompts here, and D is `channels` where that is given.
 
         Raises:
             RequestError: another shape than the model's, a mask that does not fit, or values that are not finite.
@@ -180,15 +223,13 @@ class Request:
         embeds, mask = getattr(self, f"{kind}_embeds"), getattr(self, f"{kind}_attention_mask")
         if embeds is None:
             return None
-        embeds, mask = np.asarray(embeds, dtype=np.float32), np.asarray(mask, dtype=np.float32)
+        embeds, mask = _floats(f"{kind}_embeds", embeds), _floats(f"{kind}_attention_mask", mask)
         _check(
             embeds.ndim == 3
             and embeds.shape[0] == self.prompts
-            and embeds.shape[2] == channels
-            and embeds.shape[1] > 0,
-            f"{kind}_embeds have shape {embeds.shape}",
-            f"({self.prompts}, L, {channels})",
-            "Take them from this model's own text encoder.",
+            and embeds.shape[1] > 0
+            and embeds.shape[2] == (channels or embeds.shape[2]),
+            *_wrong_embeds(kind, embeds.shape, f"({self.prompts}, L, {channels or 'channels'})"),
         )
         _check(
             mask.shape == embeds.shape[:2],
@@ -206,8 +247,30 @@ class Request:
         return embeds, mask
 
 
+def _is_whole(value: object) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and math.isfinite(value)
+    # False for NaN, and for what float32 would make infinite; unlike math.isfinite it takes an integer of any length.
+    return (_is_whole(value) or isinstance(value, (float, np.floating))) and abs(value) <= MAX_FLOAT  # type: ignore
+
+
+def _floats(name: str, value: object) -> Array:
+    """An array that a caller passed, as float32 of any shape."""
+    try:
+        array = np.asarray(value)
+        _check(array.dtype.kind not in "OSUMmc", f"{name} holds {array.dtype}", "numbers", "Pass an array of floats.")
+        with np.errstate(over="ignore"):  # to infinity, which is looked for where it matters
+            return array.astype(np.float32, copy=False)
+    except (TypeError, ValueError) as error:  # ragged lists; tensors on a device or of a dtype that NumPy lacks
+        raise RequestError(
+            f"{name} is no array ({error})", expected="a NumPy array of floats", fix="Convert it to float32 first."
+        ) from error
+
+
+def _wrong_embeds(kind: str, shape: tuple[int, ...], expected: str) -> tuple[str, str, str]:
+    return f"{kind}_embeds have shape {shape}", expected, "Take them from this model's own text encoder."
 
 
 def _check(right: bool, got: str, expected: str, fix: str) -> None:

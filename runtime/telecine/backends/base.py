@@ -20,8 +20,8 @@ Buffer = npt.NDArray[Any]
 class Session(ABC):
     """A graph loaded on a backend, ready to run; a context manager that frees it.
 
-    `bind` every input and output, then `enqueue`; `run` does both with fresh outputs. One call at a time: a `clone`
-    shares the weights for another thread.
+    `bind` every input and output, then `enqueue`, as often as wanted: the buffers may be rewritten in between. `run`
+    does both with fresh outputs. One call at a time: a `clone` shares the weights for another thread.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -33,15 +33,21 @@ class Session(ABC):
         """Use this array for an input, or write an output into it, until another is bound.
 
         Raises:
-            BackendError: an unknown name, another dtype, or an array that is not contiguous.
+            BackendError: an unknown name, another dtype, an array that is not contiguous or (for an output) read-only,
+                or a closed session.
         """
+
+    @abstractmethod
+    def unbind(self) -> None:
+        """Let go of every buffer that is bound."""
 
     @abstractmethod
     def enqueue(self, stream: int = 0) -> None:
         """Run on what is bound. `stream` is a CUDA stream's handle; a CPU session runs at once.
 
         Raises:
-            BackendError: the backend failed; out of memory says so.
+            BackendError: something is not bound, or in a shape that does not fit the rest; the backend failed; out of
+                memory says so.
         """
 
     @abstractmethod
@@ -50,7 +56,12 @@ class Session(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Free what the session holds. A closed session cannot run."""
+        """Free what the session holds. A closed session cannot run; closing it again does nothing."""
+
+    @property
+    @abstractmethod
+    def closed(self) -> bool:
+        """Whether `close` was called."""
 
     def output_shapes(self, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
         """Output shapes by name for input shapes by name.
@@ -62,22 +73,30 @@ class Session(ABC):
         return {name: resolve(spec, sizes) for name, spec in self.outputs.items()}
 
     def run(self, feeds: Mapping[str, Buffer]) -> dict[str, Buffer]:
-        """Outputs by name for inputs by name.
+        """Outputs by name for inputs by name; nothing stays bound.
 
         Raises:
             BackendError: see `output_shapes`, `bind` and `enqueue`.
         """
-        shapes = self.output_shapes({name: array.shape for name, array in feeds.items()})
+        self.check_open()
         try:
+            arrays = {name: np.ascontiguousarray(array) for name, array in feeds.items()}
+            shapes = self.output_shapes({name: array.shape for name, array in arrays.items()})
             results = {name: np.empty(shape, self.outputs[name].dtype) for name, shape in shapes.items()}
         except MemoryError as error:
-            raise out_of_memory(f"the outputs {shapes}") from error
-        for name, array in feeds.items():
-            self.bind(name, np.ascontiguousarray(array))
-        for name, array in results.items():
-            self.bind(name, array)
-        self.enqueue()
+            raise out_of_memory(f"the inputs and outputs of a graph: {error}") from error
+        try:
+            for name, array in (arrays | results).items():
+                self.bind(name, array)
+            self.enqueue()
+        finally:
+            self.unbind()  # or the session would keep a whole video alive until its next call
         return results
+
+    def check_open(self) -> None:
+        """What every use of a session requires."""
+        if self.closed:
+            raise BackendError("this session is closed", expected="an open one", fix="Load the graph again.")
 
     def check_buffer(self, name: str, buffer: Buffer) -> None:
         """What `bind` requires on every backend."""
@@ -88,12 +107,39 @@ class Session(ABC):
                 expected=f"one of {', '.join([*self.inputs, *self.outputs])}",
                 fix="Bind by the graph's own names: telecine inspect shows them.",
             )
-        if buffer.dtype != np.dtype(spec.dtype) or not buffer.flags.c_contiguous:
+        if not isinstance(buffer, np.ndarray):
+            problem = type(buffer).__name__
+        elif buffer.dtype != np.dtype(spec.dtype):
+            problem = str(buffer.dtype)
+        elif not (buffer.flags.c_contiguous and buffer.flags.aligned):
+            problem = "not contiguous and aligned in memory"
+        elif name in self.outputs and not buffer.flags.writeable:
+            problem = "read-only, and an output"
+        else:
+            return
+        raise BackendError(
+            f"{name} is {problem}",
+            expected=f"a contiguous NumPy array of {spec.dtype}",
+            fix=f"Convert it: numpy.require(array, {spec.dtype!r}, 'CAW').",
+        )
+
+    def check_bound(self, bound: Mapping[str, Buffer]) -> None:
+        """What `enqueue` requires on every backend: all is bound, in shapes that fit each other."""
+        missing = [name for name in (*self.inputs, *self.outputs) if name not in bound]
+        if missing:
             raise BackendError(
-                f"{name} is {buffer.dtype}, {'' if buffer.flags.c_contiguous else 'not '}contiguous",
-                expected=f"a contiguous array of {spec.dtype}",
-                fix="Convert it: numpy.ascontiguousarray(array, dtype).",
+                f"{', '.join(missing)} not bound",
+                expected="a buffer for every input and output",
+                fix="Bind them all before enqueue, or use run.",
             )
+        shapes = self.output_shapes({name: bound[name].shape for name in self.inputs})
+        for name, shape in shapes.items():
+            if bound[name].shape != shape:
+                raise BackendError(
+                    f"the buffer of {name} has shape {bound[name].shape}",
+                    expected=f"{shape}, for the inputs that are bound",
+                    fix="Allocate outputs with the shapes that output_shapes gives.",
+                )
 
     def __enter__(self) -> Session:
         return self

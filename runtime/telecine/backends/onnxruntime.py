@@ -14,7 +14,16 @@ from telecine.manifest import Graph
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 # What ONNX Runtime says, in its different layers, when an allocation fails.
-OUT_OF_MEMORY = ("failed to allocate memory", "bad_alloc", "bad allocation", "out of memory", "not enough memory")
+OUT_OF_MEMORY = (
+    "failed to allocate memory",
+    "bad_alloc",
+    "bad allocation",
+    "out of memory",
+    "not enough memory",
+    "alloc_failed",  # CUBLAS_STATUS_ALLOC_FAILED, CUDNN_STATUS_ALLOC_FAILED
+)
+# Beyond any machine: ONNX Runtime starts whatever number it is told.
+MAX_THREADS = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +40,21 @@ class OnnxRuntimeOptions:
     memory_arena: bool = True
     memory_pattern: bool = True
 
+    def __post_init__(self) -> None:
+        if isinstance(self.providers, str):
+            raise BackendError(
+                f"providers is {self.providers!r}",
+                expected="a tuple of names",
+                fix=f"Pass providers=({self.providers!r},).",
+            )
+        threads = self.threads
+        if threads is not None and not (type(threads) is int and 1 <= threads <= MAX_THREADS):
+            raise BackendError(
+                f"threads is {threads!r}",
+                expected=f"a whole number from 1 to {MAX_THREADS}, or None",
+                fix="Leave it out for a thread a physical core.",
+            )
+
 
 class OnnxRuntimeSession(Session):
     """One graph on ONNX Runtime."""
@@ -42,6 +66,7 @@ class OnnxRuntimeSession(Session):
         self._binding = session.io_binding()
         # IO binding keeps addresses only: these references keep the arrays alive.
         self._bound: dict[str, Buffer] = {}
+        self._checked = False  # whether what is bound fits together
 
     @classmethod
     def load(cls, graph: Graph, path: Path, *, device: str, options: OnnxRuntimeOptions) -> OnnxRuntimeSession:
@@ -55,13 +80,14 @@ class OnnxRuntimeSession(Session):
             settings.intra_op_num_threads = options.threads
         settings.enable_cpu_mem_arena = options.memory_arena
         settings.enable_mem_pattern = options.memory_pattern
-        settings.log_severity_level = 3  # errors; its warnings name graph internals
+        settings.log_severity_level = 4  # fatal: its errors come as exceptions too, and need not be said twice
         wanted = _providers(ort, device, options)
         with _translated(f"loading {path}"):
-            session = ort.InferenceSession(str(path), settings, providers=wanted)
+            # Its fallback prints to stdout and retries on the CPU without saying so to the caller.
+            session = ort.InferenceSession(str(path), settings, providers=wanted, enable_fallback=0)
         first = wanted[0] if isinstance(wanted[0], str) else wanted[0][0]
         if session.get_providers()[0] != first:
-            # ONNX Runtime falls back to the CPU without an error.
+            # A provider whose library does not load is left out without an error.
             raise BackendError(
                 f"ONNX Runtime runs {path.name} on {session.get_providers()[0]}",
                 expected=f"{first}, as asked",
@@ -70,6 +96,7 @@ class OnnxRuntimeSession(Session):
         return cls(graph, session)
 
     def bind(self, name: str, buffer: Buffer) -> None:
+        self.check_open()
         self.check_buffer(name, buffer)
         with _translated(f"binding {name}"):
             if name in self.inputs:
@@ -77,17 +104,37 @@ class OnnxRuntimeSession(Session):
             else:
                 self._binding.bind_output(name, "cpu", 0, buffer.dtype.type, list(buffer.shape), buffer.ctypes.data)
         self._bound[name] = buffer
+        self._checked = False
+
+    def unbind(self) -> None:
+        if not self.closed:
+            self._binding = self._session.io_binding()  # clearing one leaves references to its input arrays
+        self._bound.clear()
+        self._checked = False
 
     def enqueue(self, stream: int = 0) -> None:
+        self.check_open()
+        if not self._checked:
+            self.check_bound(self._bound)
+            self._checked = True
         with _translated("running"):
+            if self._session.get_providers() != [CPU]:
+                # For another device an input is copied when it is bound, and its buffer may have changed since.
+                for name in self.inputs:
+                    self._binding.bind_cpu_input(name, self._bound[name])
             self._session.run_with_iobinding(self._binding)
 
     def clone(self) -> OnnxRuntimeSession:
+        self.check_open()
         return OnnxRuntimeSession(self._graph, self._session)
 
     def close(self) -> None:
         self._binding = self._session = None
         self._bound.clear()
+
+    @property
+    def closed(self) -> bool:
+        return self._session is None
 
 
 def _onnxruntime() -> Any:
@@ -109,12 +156,11 @@ def _providers(ort: Any, device: str, options: OnnxRuntimeOptions) -> list[Any]:
     if not wanted:
         kind, _, index = device.partition(":")
         if kind == "cuda":
-            wanted, available_hint = [CUDA], "onnxruntime-gpu"
             if CUDA not in available:
                 raise BackendError(
                     f"device {device} with an ONNX Runtime that has {', '.join(available)}",
                     expected=CUDA,
-                    fix=f'Run: pip uninstall onnxruntime; pip install "telecine[{available_hint}]"',
+                    fix='Run: pip uninstall onnxruntime; pip install "telecine[onnxruntime-gpu]"',
                 )
             return [(CUDA, {"device_id": int(index or 0)}), CPU]
         return [CPU]
@@ -133,23 +179,13 @@ def _translated(doing: str) -> Iterator[None]:
     """ONNX Runtime's exceptions, which share no base class but Exception, as BackendError."""
     import onnxruntime.capi.onnxruntime_pybind11_state as state
 
-    faults = (
-        state.Fail,
-        state.InvalidArgument,
-        state.InvalidGraph,
-        state.InvalidProtobuf,
-        state.NoModel,
-        state.NoSuchFile,
-        state.NotImplemented,
-        state.RuntimeException,
-        state.EPFail,
-        RuntimeError,
-        MemoryError,
-    )
+    # All that this version has: versions differ, and a name that one lacks would hide the fault itself.
+    own = (kind for kind in vars(state).values() if isinstance(kind, type) and issubclass(kind, Exception))
+    faults: tuple[type[Exception], ...] = (*own, RuntimeError, MemoryError)
     try:
         yield
     except faults as error:
-        text = str(error)
+        text = " ".join(str(error).split())
         if isinstance(error, MemoryError) or any(words in text.lower() for words in OUT_OF_MEMORY):
             raise out_of_memory(f"ONNX Runtime, {doing}: {text}") from error
         raise BackendError(
