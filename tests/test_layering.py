@@ -63,7 +63,7 @@ def pure_modules() -> list[Path]:
 
 @pytest.mark.parametrize("path", modules("runtime"), ids=name_of)
 def test_the_runtime_stands_alone(path: Path) -> None:
-    command_line = path == ROOT / "runtime" / "telecine" / "cli.py"
+    command_line = path.parent == ROOT / "runtime" / "telecine" / "cli"
     for found in imports_of(path, ROOT / "runtime"):
         if found.late and command_line and found.top in ("telecine_export", "telecine_engines"):
             continue  # the body of `export`, `verify` or `build`

@@ -492,7 +492,8 @@ for frames, side in ((4, 16), (8, 16)):  # inside ONNX Runtime; its output buffe
     try:
         decode(frames, side)
     except BackendError as error:
-        print(str(error).partition(":")[0], "in NumPy" if isinstance(error.__cause__, MemoryError) else "in the backend")
+        where = "in NumPy" if isinstance(error.__cause__, MemoryError) else "in the backend"
+        print(str(error).partition(":")[0], where)
     else:
         print("no error")
 decode(1, 2)

@@ -1,158 +1,17 @@
-"""The command line: parse, one library call, print. Logs go to stderr, results to stdout.
-
-Exit codes: 0 done, 1 a telecine error or a failed check, 2 wrong usage.
-"""
+"""telecine generate: every parameter of `Pipeline.generate`, spelled with dashes."""
 
 from __future__ import annotations
 
-import dataclasses
-import errno
-import json
-import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
-from telecine.errors import BackendError, RequestError, TelecineError
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-# The extra that brings a package which is missing on a machine.
-EXTRAS = {"av": "video", "onnxruntime": "onnxruntime"} | dict.fromkeys(
-    ("torch", "diffusers", "transformers", "onnx", "onnx_ir", "onnxscript", "huggingface_hub", "sentencepiece", "tqdm"),
-    "export",
-)
-
-
-class _Group(click.Group):
-    """Maps errors to exit codes: the one place that does. Click itself maps Ctrl-C to 1 and usage errors to 2."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except TelecineError as error:
-            problem = error
-        except ImportError as error:
-            problem = _missing(error, EXTRAS.get((error.name or "").partition(".")[0]))
-        except MemoryError as error:
-            problem = BackendError(
-                f"out of memory{f': {error}' if str(error) else ''}",
-                expected="a task that fits this machine's memory",
-                fix="Ask for less, or free memory.",
-            )
-        except OSError as error:
-            if error.errno == errno.EPIPE:
-                raise  # click ends quietly when whoever reads stdout has gone
-            problem = TelecineError(
-                f"the system refused: {error}",
-                expected="files that can be read and written",
-                fix="Check disk and paths.",
-            )
-        click.echo(f"telecine: {problem}", err=True)
-        ctx.exit(1)
-
-
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="telecine")
-@click.option("-v", "--verbose", is_flag=True, help="Log more to stderr.")
-def main(verbose: bool) -> None:
-    """Video diffusion models on ONNX Runtime, without PyTorch at run time."""
-    level = logging.INFO if verbose else logging.WARNING
-    logging.basicConfig(level=level, stream=sys.stderr, format="telecine: %(message)s")
-
-
-def json_option(command: F) -> F:
-    return click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")(command)
-
-
-@main.command()
-@click.argument("source")
-@click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--precision", default="fp32", show_default=True, help="Precision of every component (fp32 so far).")
-@click.option("--opset", type=int, default=23, show_default=True, help="ONNX opset: 23, or 20 for older TensorRT.")
-@click.option("--revision", help="Revision of a hub id.")
-@click.option("--overwrite", is_flag=True, help="Replace a bundle that exists, once the new one is whole.")
-@json_option
-def export(
-    source: str, bundle: Path, precision: str, opset: int, revision: str | None, overwrite: bool, as_json: bool
-) -> None:
-    """Turn SOURCE (a diffusers folder or a hub id) into the folder BUNDLE."""
-    with _extra("export"):
-        from telecine_export.export import ComponentReport, export_bundle
-        from telecine_export.progress import progress_bars
-        from telecine_export.source import open_source
-    reports: list[ComponentReport] = []
-    with progress_bars(reports.append) as progress:
-        export_bundle(
-            open_source(source, revision=revision),
-            bundle,
-            precision=precision,
-            opset=opset,
-            overwrite=overwrite,
-            progress=progress,
-        )
-    if as_json:
-        _print_json({"bundle": str(bundle), "components": [dataclasses.asdict(report) for report in reports]})
-    else:
-        click.echo(bundle)
-
-
-@main.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
-@click.argument("source")
-@click.option("--revision", help="Revision of a hub id.")
-@click.option("--stage", "stages", multiple=True, help="Verify this stage only; repeat for several.")
-@json_option
-def verify(bundle: Path, source: str, revision: str | None, stages: tuple[str, ...], as_json: bool) -> None:
-    """Compare BUNDLE with SOURCE under torch, stage by stage, at sizes that were not traced."""
-    with _extra("export"):
-        from telecine_export.source import open_source
-        from telecine_export.verify import as_text, verify_bundle
-    report = verify_bundle(bundle, open_source(source, revision=revision), stages=stages or None)
-    if as_json:
-        _print_json(dataclasses.asdict(report))
-    else:
-        click.echo(as_text(report))
-    if not report.passed:
-        sys.exit(1)
-
-
-@main.command()
-@click.argument("path", type=click.Path(path_type=Path))
-@click.option("--check", is_flag=True, help="Hash the weights too.")
-@json_option
-def inspect(path: Path, check: bool, as_json: bool) -> None:
-    """Print what the bundle PATH holds: graphs, axes, precisions, parameters, bytes, presets."""
-    from telecine.bundle import Bundle
-    from telecine.inspection import as_text
-
-    bundle = Bundle.open(path)
-    if check:
-        bundle.check_weights()
-    if as_json:
-        _print_json(dataclasses.asdict(bundle.manifest))
-    else:
-        click.echo(as_text(bundle, weights_checked=check))
-
-
-@main.command()
-@click.option("--for", "purpose", default="runtime", show_default=True, help="runtime, export or build.")
-@click.option("--path", type=click.Path(path_type=Path), help="Where bundles or clips will be written.")
-@json_option
-def doctor(purpose: str, path: Path | None, as_json: bool) -> None:
-    """Check this machine: packages, providers, driver, GPU, codecs, disk; each fault with its fix."""
-    from telecine.doctor import as_text, examine
-
-    checks = examine(purpose, path=path)
-    if as_json:
-        _print_json([dataclasses.asdict(check) for check in checks])
-    else:
-        click.echo(as_text(checks))
-    if any(check.status == "fail" for check in checks):
-        sys.exit(1)
+from telecine.cli.group import json_option, main, print_json
+from telecine.errors import RequestError
 
 
 def _numbers(_: click.Context, __: click.Parameter, text: str | None) -> list[float] | None:
@@ -227,14 +86,14 @@ def generate(
     options = telecine.OnnxRuntimeOptions(
         providers=tuple(providers) or None, threads=threads, memory_arena=memory_arena, memory_pattern=memory_pattern
     )
-    with telecine.load(bundle, backend=backend, device=device, options=options) as pipe, _steps() as callback:
+    with telecine.load(bundle, backend=backend, device=device, options=options) as pipe, _progress() as callback:
         result = pipe.generate(**parameters, callback=callback)
     if latent:
         paths = [_save_latents(result.latents, output)]
     else:
         paths = result.save(output, frame_rate=file_frame_rate, quality=quality)
     if as_json:
-        _print_json({"files": [str(path) for path in paths], "seeds": result.seeds, "seconds": dict(result.timings)})
+        print_json({"files": [str(path) for path in paths], "seeds": result.seeds, "seconds": dict(result.timings)})
     else:
         for path in paths:
             click.echo(path)
@@ -331,48 +190,18 @@ def _save_latents(latents: Any, output: Path) -> Path:
     return output
 
 
-class _steps:
-    """A progress bar of the denoising steps, as a callback; silent when stderr is not a terminal."""
+@contextmanager
+def _progress() -> Iterator[Callable[..., None]]:
+    """A callback that draws the denoising steps as a bar, where stderr is a terminal."""
+    with ExitStack() as stack:
+        bar: Any = None
 
-    def __enter__(self) -> Callable[..., None]:
-        self._bar: Any = None
-        return self._step
+        def step(index: int, steps: int, sigma: float, latents: Any) -> None:
+            nonlocal bar
+            if not sys.stderr.isatty():
+                return  # click would still print the label
+            if bar is None:
+                bar = stack.enter_context(click.progressbar(length=steps, label="denoising", file=sys.stderr))
+            bar.update(1)
 
-    def _step(self, step: int, steps: int, sigma: float, latents: Any) -> None:
-        if not sys.stderr.isatty():
-            return  # click would still print the label
-        if self._bar is None:
-            self._bar = click.progressbar(length=steps, label="denoising", file=sys.stderr)
-            self._bar.__enter__()
-        self._bar.update(1)
-
-    def __exit__(self, *exception: Any) -> None:
-        if self._bar is not None:
-            self._bar.__exit__(*exception)
-
-
-class _extra:
-    """Turns a missing package of an extra into an error that names the extra."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, ImportError):
-            raise _missing(error, self._name) from error
-
-
-def _missing(error: ImportError, extra: str | None) -> BackendError:
-    """What to install; a package that is there but broken is not called missing."""
-    return BackendError(
-        f"{error.name} is not installed" if isinstance(error, ModuleNotFoundError) else f"an import failed: {error}",
-        expected=f"the packages of telecine's extra {extra}" if extra else "a complete installation",
-        fix=f'Run: pip install "telecine[{extra}]"' if extra else "Run: telecine doctor",
-    )
-
-
-def _print_json(content: Any) -> None:
-    click.echo(json.dumps(content, indent=2))
+        yield step

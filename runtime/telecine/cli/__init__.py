@@ -1,0 +1,11 @@
+"""The command line: parse, one library call, print. Logs go to stderr, results to stdout.
+
+Exit codes: 0 done, 1 a telecine error or a failed check, 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+from telecine.cli import commands, generate
+from telecine.cli.group import main
+
+__all__ = ["commands", "generate", "main"]

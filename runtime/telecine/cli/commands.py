@@ -1,0 +1,98 @@
+"""export, verify, inspect, doctor. Heavy imports stand inside the commands: --help needs click alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import click
+
+from telecine.cli.group import json_option, main, print_json
+
+
+@main.command()
+@click.argument("source")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--precision", default="fp32", show_default=True, help="Precision of every component (fp32 so far).")
+@click.option("--opset", type=int, default=23, show_default=True, help="ONNX opset: 23, or 20 for older TensorRT.")
+@click.option("--revision", help="Revision of a hub id.")
+@click.option("--overwrite", is_flag=True, help="Replace a bundle that exists, once the new one is whole.")
+@json_option
+def export(
+    source: str, bundle: Path, precision: str, opset: int, revision: str | None, overwrite: bool, as_json: bool
+) -> None:
+    """Turn SOURCE (a diffusers folder or a hub id) into the folder BUNDLE."""
+    from telecine_export.export import ComponentReport, export_bundle
+    from telecine_export.progress import progress_bars
+    from telecine_export.source import open_source
+
+    reports: list[ComponentReport] = []
+    with progress_bars(reports.append) as progress:
+        export_bundle(
+            open_source(source, revision=revision),
+            bundle,
+            precision=precision,
+            opset=opset,
+            overwrite=overwrite,
+            progress=progress,
+        )
+    if as_json:
+        print_json({"bundle": str(bundle), "components": [dataclasses.asdict(report) for report in reports]})
+    else:
+        click.echo(bundle)
+
+
+@main.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("source")
+@click.option("--revision", help="Revision of a hub id.")
+@click.option("--stage", "stages", multiple=True, help="Verify this stage only; repeat for several.")
+@json_option
+def verify(bundle: Path, source: str, revision: str | None, stages: tuple[str, ...], as_json: bool) -> None:
+    """Compare BUNDLE with SOURCE under torch, stage by stage, at sizes that were not traced."""
+    from telecine_export.source import open_source
+    from telecine_export.verify import as_text, verify_bundle
+
+    report = verify_bundle(bundle, open_source(source, revision=revision), stages=stages or None)
+    if as_json:
+        print_json(dataclasses.asdict(report))
+    else:
+        click.echo(as_text(report))
+    if not report.passed:
+        sys.exit(1)
+
+
+@main.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--check", is_flag=True, help="Hash the weights too.")
+@json_option
+def inspect(path: Path, check: bool, as_json: bool) -> None:
+    """Print what the bundle PATH holds: graphs, axes, precisions, parameters, bytes, presets."""
+    from telecine.bundle import Bundle
+    from telecine.inspection import as_text
+
+    bundle = Bundle.open(path)
+    if check:
+        bundle.check_weights()
+    if as_json:
+        print_json(dataclasses.asdict(bundle.manifest))
+    else:
+        click.echo(as_text(bundle, weights_checked=check))
+
+
+@main.command()
+@click.option("--for", "purpose", default="runtime", show_default=True, help="runtime, export or build.")
+@click.option("--path", type=click.Path(path_type=Path), help="Where bundles or clips will be written.")
+@json_option
+def doctor(purpose: str, path: Path | None, as_json: bool) -> None:
+    """Check this machine: packages, providers, driver, GPU, codecs, disk; each fault with its fix."""
+    from telecine.doctor import as_text, examine
+
+    checks = examine(purpose, path=path)
+    if as_json:
+        print_json([dataclasses.asdict(check) for check in checks])
+    else:
+        click.echo(as_text(checks))
+    if any(check.status == "fail" for check in checks):
+        sys.exit(1)

@@ -1,0 +1,150 @@
+"""`telecine generate` from the shell's side: files, streams, exit codes, and what is refused before any work."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from safetensors.numpy import load_file, save_file
+
+import telecine
+from telecine.cli import main
+from telecine.cli.generate import generate as command
+from telecine.pipeline import Pipeline
+from telecine.video import read_video
+
+SMALL = ["--height", "64", "--width", "32", "--num-frames", "9", "--num-inference-steps", "2"]
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(tiny_bundle: Path) -> Run:
+    def invoke(*arguments: object, prompt: bool = True) -> Result:
+        text = ["--prompt", "a red ball"] if prompt else []
+        return CliRunner().invoke(main, ["generate", str(tiny_bundle), *text, *SMALL, *map(str, arguments)])
+
+    return invoke
+
+
+@pytest.fixture
+def never_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*arguments: object, **options: object) -> None:
+        pytest.fail("the bundle was loaded before the request was refused")
+
+    monkeypatch.setattr(telecine.pipeline, "load", load)
+
+
+def test_a_video_and_its_seed(run: Run, tmp_path: Path) -> None:
+    result = run("-o", tmp_path / "clip.mp4", "--seed", 7, "--frame-rate", 24)
+    assert (result.exit_code, result.stdout) == (0, f"{tmp_path / 'clip.mp4'}\n")
+    assert "seed 7; text" in result.stderr
+    frames, rate = read_video(tmp_path / "clip.mp4")
+    assert (frames.shape, rate) == ((9, 64, 32, 3), 24)
+
+
+def test_json_has_files_seeds_and_seconds(run: Run, tmp_path: Path) -> None:
+    result = run("-o", tmp_path / "clip.gif", "--json")
+    report = json.loads(result.stdout)
+    assert report["files"] == [str(tmp_path / "clip.gif")]
+    assert set(report["seconds"]) == {"text", "denoise", "decode", "total"}
+    again = run("-o", tmp_path / "again.gif", "--seed", report["seeds"][0])
+    assert again.exit_code == 0
+    assert (tmp_path / "again.gif").read_bytes() == (tmp_path / "clip.gif").read_bytes()
+
+
+def test_a_batch_gets_numbered_files(run: Run, tmp_path: Path) -> None:
+    result = run("--prompt", "a blue cube", "-o", tmp_path / "clip.mp4", "--seed", 1, "--seed", 2)
+    assert result.stdout.split() == [str(tmp_path / "clip-0.mp4"), str(tmp_path / "clip-1.mp4")]
+
+
+def test_latents_go_out_and_come_back(run: Run, tmp_path: Path) -> None:
+    result = run("-o", tmp_path / "latents.safetensors", "--output-type", "latent", "--seed", 0)
+    assert result.exit_code == 0, result.stderr
+    assert load_file(tmp_path / "latents.safetensors")["latents"].shape == (1, 4, 16)
+    result = run("-o", tmp_path / "clip.gif", "--latents", tmp_path / "latents.safetensors")
+    assert result.exit_code == 0, result.stderr
+
+
+def test_embeddings_instead_of_text(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "text.safetensors"
+    embeds = np.random.default_rng(0).normal(size=(1, 5, 32)).astype(np.float32)
+    save_file({"prompt_embeds": embeds, "prompt_attention_mask": np.ones((1, 5), np.float32)}, file)
+    result = run("-o", tmp_path / "clip.gif", "--prompt-embeds", file, prompt=False)
+    assert result.exit_code == 0, result.stderr
+
+
+def test_every_parameter_of_generate_has_an_option() -> None:
+    parameters = set(inspect.signature(Pipeline.generate).parameters) - {"self", "callback"}
+    in_the_embeds_file = {"prompt_attention_mask", "negative_prompt_embeds", "negative_prompt_attention_mask"}
+    assert parameters - in_the_embeds_file <= {option.name for option in command.params}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["-o", "clip.avi"], "expected one of .mp4, .webm, .gif, .png"),
+        (["-o", "clip"], "has no suffix"),
+        (["-o", "/dev/null/clip.mp4"], "cannot be written"),
+        (["-o", "clip.gif", "--quality", "20"], "this format has none"),
+        (["-o", "clip.gif", "--file-frame-rate", "60"], "0.01 to 50 frames a second"),
+        (["-o", "clip.mp4", "--output-type", "latent"], "expected a .safetensors file"),
+        (["-o", "clip.mp4", "--latents", "none.safetensors"], "none.safetensors cannot be read"),
+    ],
+)
+def test_refused_before_anything_is_loaded(
+    arguments: list[str], words: str, run: Run, never_loads: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run(*arguments)
+    assert result.exit_code == 1
+    assert words in result.stderr
+    assert result.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--height", "65"], "height is 65; expected a positive multiple of 32. Use 64 or 96."),
+        (["--prompt-embeds", "EMBEDS"], "prompt and prompt_embeds given"),
+        (["--preset", "best"], "preset 'best'; expected one of recommended"),
+        (["--pipeline", "LTXConditionPipeline"], "pipeline LTXConditionPipeline"),
+        (["--backend", "tensorrt"], "backend 'tensorrt'"),
+        (["--device", "tpu"], "device 'tpu'"),
+        (["--provider", "NoSuchProvider"], "NoSuchProvider"),
+        (["--timesteps", "500,900"], "strictly descending"),
+        (["--decode-timestep", "0.1,0.2,0.3"], "decode_timestep is"),
+    ],
+)
+def test_wrong_requests_are_explained(arguments: list[str], words: str, run: Run, tmp_path: Path) -> None:
+    embeds = tmp_path / "embeds.safetensors"
+    save_file({"prompt_embeds": np.zeros((1, 5, 32), np.float32)}, embeds)
+    result = run("-o", tmp_path / "clip.mp4", *[str(embeds) if a == "EMBEDS" else a for a in arguments])
+    assert result.exit_code == 1
+    assert result.stderr.startswith("telecine: ")
+    assert words in result.stderr
+    assert not (tmp_path / "clip.mp4").exists()
+
+
+@pytest.mark.parametrize("arguments", [[], ["-o", "x.mp4", "--height", "tall"], ["-o", "x.mp4", "--no-such-option"]])
+def test_wrong_usage_exits_with_2(arguments: list[str], tiny_bundle: Path) -> None:
+    assert CliRunner().invoke(main, ["generate", str(tiny_bundle), *arguments]).exit_code == 2
+
+
+def test_frames_are_rounded_with_a_warning(tiny_bundle: Path, tmp_path: Path) -> None:
+    telecine_script = Path(sys.executable).with_name("telecine")
+    arguments = ["--prompt", "a", *SMALL, "--num-frames", "12", "-o", tmp_path / "clip.mp4"]
+    done = subprocess.run(
+        [telecine_script, "generate", tiny_bundle, *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0
+    assert "num_frames 12 is not 8*k+1: making 9 frames" in done.stderr
+    assert done.stdout == f"{tmp_path / 'clip.mp4'}\n"

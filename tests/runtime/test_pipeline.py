@@ -1,0 +1,210 @@
+"""`load`, `generate`, `save`: presets, seeds, callbacks, clones, and what a pipeline refuses."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import telecine
+from telecine.backends.onnxruntime import OnnxRuntimeSession
+from telecine.errors import BackendError, BundleError, Cancelled, RequestError
+from telecine.pipeline import Pipeline, numbered
+
+SMALL: dict[str, Any] = {"height": 64, "width": 32, "num_frames": 9, "num_inference_steps": 2, "seed": 0}
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny_bundle: Path) -> Iterator[Pipeline]:
+    with telecine.load(tiny_bundle) as pipeline:
+        yield pipeline
+
+
+@pytest.fixture
+def no_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*arguments: object, **options: object) -> None:
+        pytest.fail("a network was loaded before the request was refused")
+
+    monkeypatch.setattr(OnnxRuntimeSession, "load", load)
+
+
+class TestGenerate:
+    def test_frames_seeds_and_timings(self, pipe: Pipeline) -> None:
+        result = pipe.generate("a red ball", **SMALL)
+        assert result.frames is not None
+        assert (result.frames.shape, result.frames.dtype) == ((1, 9, 64, 32, 3), np.float32)
+        assert 0 <= result.frames.min() <= result.frames.max() <= 1
+        assert (result.seeds, result.frame_rate, result.latents) == ((0,), 25.0, None)
+        assert result.timings["total"] >= result.timings["denoise"] > 0
+
+    def test_a_random_seed_is_told(self, pipe: Pipeline) -> None:
+        first = pipe.generate("a red ball", **SMALL | {"seed": None})
+        second = pipe.generate("a red ball", **SMALL | {"seed": first.seeds[0]})
+        np.testing.assert_array_equal(first.frames, second.frames)
+
+    def test_presets_give_what_is_not_asked(self, tiny_bundle: Path, edited_bundle: Callable[..., Path]) -> None:
+        preset = {"guidance_scale": 1.0, "num_inference_steps": 3, "decode_timestep": 0.05}
+        seen: list[int] = []
+        with telecine.load(edited_bundle(tiny_bundle, presets={"quick": preset})) as pipe:
+            small = {name: value for name, value in SMALL.items() if name != "num_inference_steps"}
+            by_name = pipe.generate("a", preset="quick", callback=lambda i, n, *_: seen.append(n), **small)
+            asked = pipe.generate("a", **small | preset)
+            more = pipe.generate("a", preset="quick", **small | {"guidance_scale": 3.0})
+        assert seen == [3, 3, 3]
+        np.testing.assert_array_equal(by_name.frames, asked.frames)
+        assert np.abs(np.subtract(more.frames, asked.frames)).max() > 1e-3
+
+    def test_a_preset_that_sets_the_unknown(self, tiny_bundle: Path, edited_bundle: Callable[..., Path]) -> None:
+        with (
+            telecine.load(edited_bundle(tiny_bundle, presets={"odd": {"sharpness": 1}})) as pipe,
+            pytest.raises(BundleError, match="a preset sets sharpness"),
+        ):
+            pipe.generate("a", preset="odd")
+
+    def test_the_callback_sees_every_step_and_may_replace_latents(self, pipe: Pipeline) -> None:
+        seen: list[tuple[int, int, float]] = []
+
+        def zero(step: int, steps: int, sigma: float, latents: np.ndarray) -> np.ndarray:
+            seen.append((step, steps, sigma))
+            return np.zeros_like(latents)
+
+        result = pipe.generate("a", callback=zero, output_type="latent", **SMALL)
+        assert [(step, steps) for step, steps, _ in seen] == [(0, 2), (1, 2)]
+        assert seen[0][2] > seen[1][2] > 0
+        assert result.latents is not None
+        assert not result.latents.any()
+
+    def test_the_callback_stops_the_run(self, pipe: Pipeline) -> None:
+        with pytest.raises(Cancelled, match="after step 1 of 2"):
+            pipe.generate("a", callback=lambda *_: False, **SMALL)
+        assert pipe.generate("a", **SMALL).frames is not None  # it is free again
+
+    def test_latents_of_another_shape_from_the_callback(self, pipe: Pipeline) -> None:
+        with pytest.raises(RequestError, match="callback"):
+            pipe.generate("a", callback=lambda *_: np.zeros((1, 2, 3), np.float32), **SMALL)
+
+
+def embeds(values: np.ndarray) -> dict[str, Any]:
+    """Embeddings in place of the prompt, with a mask that fits them."""
+    return {"prompt": None, "prompt_embeds": values, "prompt_attention_mask": np.ones(values.shape[:2])}
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("request_", "words"),
+        [
+            ({"height": 100}, "Use 96 or 128"),
+            ({"prompt": None}, "neither given"),
+            ({"prompt_embeds": np.zeros((1, 4, 32))}, "prompt and prompt_embeds given"),
+            ({"prompt": None, "prompt_embeds": np.zeros((1, 4, 32))}, "without prompt_attention_mask"),
+            (
+                {"prompt": None, "prompt_embeds": np.zeros((1, 4, 9)), "prompt_attention_mask": np.ones((1, 4))},
+                "1, L, 32",
+            ),
+            (
+                {
+                    "prompt": None,
+                    "prompt_embeds": np.full((1, 4, 32), np.nan),
+                    "prompt_attention_mask": np.ones((1, 4)),
+                },
+                "NaN",
+            ),
+            ({"output_type": "pil"}, "expected one of np, uint8, latent"),
+            ({"preset": "best"}, "preset 'best'"),
+            ({"pipeline": "LTXImageToVideoPipeline"}, "LTXPipeline"),
+            ({"seed": [1, 2]}, "2 seeds"),
+            ({"seed": "lucky"}, "seed is 'lucky'"),
+            ({"latents": np.zeros((1, 3, 16))}, "latents have shape"),
+            ({"latents": np.full((1, 4, 16), np.inf)}, "NaN or infinity"),
+            ({"decode_timestep": [0.1, 0.2]}, "decode_timestep is"),
+            ({"decode_noise_scale": float("nan")}, "decode_noise_scale is"),
+            ({"guidance_scale": float("inf")}, "guidance_scale is"),
+            ({"guidance_rescale": 2}, "from 0 to 1"),
+            ({"frame_rate": 0}, "frame_rate is 0"),
+            ({"num_inference_steps": 0}, "num_inference_steps is 0"),
+            ({"num_inference_steps": 1}, "Use at least 2 inference steps"),  # shift_terminal needs two
+            ({"timesteps": [500, 900]}, "strictly descending"),
+            ({"num_videos_per_prompt": 0}, "num_videos_per_prompt is 0"),
+            ({"negative_prompt": ["a", "b"]}, "2 negative prompts for 1 prompts"),
+            ({"max_sequence_length": 0}, "max_sequence_length is 0"),
+        ],
+    )
+    def test_before_any_network_is_loaded(
+        self, request_: dict[str, Any], words: str, tiny_bundle: Path, no_sessions: None
+    ) -> None:
+        with telecine.load(tiny_bundle) as pipe, pytest.raises(RequestError, match=words):
+            pipe.generate(**{"prompt": "a"} | SMALL | request_)
+
+    @pytest.mark.parametrize("options", [{"backend": "tensorrt"}, {"device": "tpu"}, {"device": "cuda:x"}])
+    def test_backends_and_devices_that_are_not_here(self, options: dict[str, str], tiny_bundle: Path) -> None:
+        with pytest.raises(BackendError):
+            telecine.load(tiny_bundle, **options)
+
+    def test_another_family(self, tiny_bundle: Path, edited_bundle: Callable[..., Path]) -> None:
+        with pytest.raises(BundleError, match="holds a wan model; expected one of ltx-video"):
+            telecine.load(edited_bundle(tiny_bundle, family="wan"))
+
+    def test_a_bundle_of_another_pipeline_runs_where_that_is_said(
+        self, tiny_bundle: Path, edited_bundle: Callable[..., Path], pipe: Pipeline
+    ) -> None:
+        with telecine.load(edited_bundle(tiny_bundle, pipeline="LTXConditionPipeline")) as other:
+            with pytest.raises(RequestError, match="Pass pipeline='LTXPipeline'"):
+                other.generate("a", **SMALL)
+            same = other.generate("a", pipeline="LTXPipeline", **SMALL)
+        np.testing.assert_array_equal(same.frames, pipe.generate("a", **SMALL).frames)
+
+    def test_a_closed_pipeline(self, tiny_bundle: Path) -> None:
+        pipe = telecine.load(tiny_bundle)
+        pipe.close()
+        with pytest.raises(RequestError, match="closed"):
+            pipe.generate("a", **SMALL)
+
+
+class TestThreads:
+    def test_one_request_at_a_time(self, pipe: Pipeline) -> None:
+        def again(*_: object) -> None:
+            with pytest.raises(RequestError, match="is running another request"):
+                pipe.generate("b", **SMALL)
+
+        assert pipe.generate("a", callback=again, **SMALL).frames is not None
+
+    def test_clones_work_side_by_side(self, pipe: Pipeline) -> None:
+        expected = {seed: pipe.generate("a", **SMALL | {"seed": seed}).frames for seed in range(4)}
+        got: dict[int, Any] = {}
+
+        def work(seed: int) -> None:
+            with pipe.clone() as clone:
+                got[seed] = clone.generate("a", **SMALL | {"seed": seed}).frames
+
+        threads = [threading.Thread(target=work, args=(seed,)) for seed in expected]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for seed, frames in expected.items():
+            np.testing.assert_array_equal(got[seed], frames)
+
+
+class TestSave:
+    def test_a_batch(self, pipe: Pipeline, tmp_path: Path) -> None:
+        result = pipe.generate(["a", "b"], **SMALL)
+        assert result.save(tmp_path / "clip.gif") == [tmp_path / "clip-0.gif", tmp_path / "clip-1.gif"]
+        assert all((tmp_path / f"clip-{i}.gif").stat().st_size for i in range(2))
+
+    def test_floats_and_bytes_are_the_same_file(self, pipe: Pipeline, tmp_path: Path) -> None:
+        pipe.generate("a", **SMALL).save(tmp_path / "floats" / "%05d.png")
+        pipe.generate("a", output_type="uint8", **SMALL).save(tmp_path / "bytes" / "%05d.png")
+        for path in sorted((tmp_path / "floats").iterdir()):
+            assert path.read_bytes() == (tmp_path / "bytes" / path.name).read_bytes()
+
+    def test_latents_are_no_video(self, pipe: Pipeline, tmp_path: Path) -> None:
+        with pytest.raises(RequestError, match="holds latents"):
+            pipe.generate("a", output_type="latent", **SMALL).save(tmp_path / "clip.mp4")
+
+    def test_names(self) -> None:
+        assert numbered(Path("a/b.mp4"), 1) == [Path("a/b.mp4")]
+        assert numbered(Path("a/%05d.png"), 2) == [Path("a-0/%05d.png"), Path("a-1/%05d.png")]
