@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import groupby
@@ -14,7 +15,7 @@ import onnx_ir as ir
 
 from telecine.atomic import atomic_folder
 from telecine.bundle import Bundle, is_bundle, sha256
-from telecine.errors import SourceError
+from telecine.errors import RequestError, SourceError
 from telecine.manifest import FILE_NAME, FORMAT, Component, FileEntry, Graph, Manifest, TensorSpec
 from telecine_export.families import family_of
 from telecine_export.graphs import GraphSpec
@@ -65,8 +66,43 @@ def export_bundle(
 
     Raises:
         SourceError: the source is incomplete, of an unknown family, or an option cannot act.
-        RequestError: the destination exists (without `overwrite`) or cannot be written.
+        RequestError: the destination exists (without `overwrite`) or cannot be written, or its disk is full.
     """
+    _check_options(precision, opset)
+    family = family_of(source)
+    progress = progress or Progress()
+    with (
+        atomic_folder(destination, overwrite=overwrite, is_ours=is_bundle) as folder,
+        _naming_the_disk(destination),
+    ):
+        # What is quick to read comes first: a large model is not traced for nothing.
+        tokenizer = folder / "tokenizer" / "tokenizer.json"
+        save_tokenizer_json(source.root / "tokenizer", tokenizer)
+        host, presets = family.host(source), family.presets(source)
+        specs = family.graphs(source)
+        for spec in specs:
+            source.checkpoint(spec.checkpoint).close()
+        components = {
+            name: export_component(source, folder, list(group), precision=precision, opset=opset, progress=progress)
+            for name, group in groupby(specs, key=lambda spec: spec.component)
+        }
+        manifest = Manifest(
+            format=FORMAT,
+            family=family.name,
+            variant=family.variant(source),
+            pipeline=source.pipeline_class,
+            components=components,
+            tokenizer=_entry(folder, tokenizer),
+            host=host,
+            presets=presets,
+            versions={name: version(name) for name in RECORDED_PACKAGES},
+        )
+        (folder / FILE_NAME).write_text(manifest.dump(), encoding="utf-8")
+        Bundle.open(folder)  # what cannot be opened does not appear
+    return Bundle.open(destination)
+
+
+def _check_options(precision: str, opset: int) -> None:
     if precision not in BUNDLE_PRECISIONS:
         raise SourceError(
             f"precision {precision}", expected=f"one of {', '.join(BUNDLE_PRECISIONS)}", fix="Export at fp32."
@@ -77,30 +113,19 @@ def export_bundle(
             expected=f"one of {', '.join(map(str, OPSETS))}",
             fix="Use 23, or 20 for a TensorRT older than 10.14.",
         )
-    family = family_of(source)
-    progress = progress or Progress()
-    with atomic_folder(destination, overwrite=overwrite, is_ours=is_bundle) as folder:
-        components = {
-            name: export_component(source, folder, list(specs), precision=precision, opset=opset, progress=progress)
-            for name, specs in groupby(family.graphs(source), key=lambda spec: spec.component)
-        }
-        tokenizer = folder / "tokenizer" / "tokenizer.json"
-        tokenizer.parent.mkdir()
-        save_tokenizer_json(source.root / "tokenizer", tokenizer)
-        manifest = Manifest(
-            format=FORMAT,
-            family=family.name,
-            variant=family.variant(source),
-            pipeline=source.pipeline_class,
-            components=components,
-            tokenizer=_entry(folder, tokenizer),
-            host=family.host(source),
-            presets=family.presets(source),
-            versions={name: version(name) for name in RECORDED_PACKAGES},
-        )
-        (folder / FILE_NAME).write_text(manifest.dump(), encoding="utf-8")
-        Bundle.open(folder)  # what cannot be opened does not appear
-    return Bundle.open(destination)
+
+
+@contextmanager
+def _naming_the_disk(destination: Path) -> Iterator[None]:
+    """Turn what a full or failing disk raises into an error that says which disk."""
+    try:
+        yield
+    except OSError as error:
+        raise RequestError(
+            f"writing {destination} failed ({error.strerror or error})",
+            expected="room for graphs and weights on its disk: at fp32, 4 bytes a parameter",
+            fix="Free space, or choose a path on another disk. Nothing was left behind.",
+        ) from error
 
 
 def export_component(
@@ -145,7 +170,9 @@ def _graph(folder: Path, path: Path, model: ir.Model) -> Graph:
 
 
 def _tensor(value: ir.Value) -> TensorSpec:
-    assert value.name and value.dtype and value.shape is not None
+    assert value.name
+    assert value.dtype
+    assert value.shape is not None
     shape = tuple(dim if isinstance(dim, int) else str(dim.value) for dim in value.shape)
     return TensorSpec(name=value.name, dtype=str(value.dtype.numpy()), shape=shape)
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import LTXVideoTransformer3DModel
 from diffusers.models.autoencoders.autoencoder_kl_ltx import LTXVideoCausalConv3d
 from diffusers.models.embeddings import Timesteps
 from diffusers.models.transformers.transformer_ltx import LTXAttention, LTXVideoTransformerBlock
@@ -34,6 +34,8 @@ class TorchTimesteps(nn.Module):
 
     Folded into the graph by another library, a frequency's last bit differs: at timestep 1000 that is 6e-5 radians.
     """
+
+    frequencies: Tensor
 
     def __init__(self, original: Timesteps) -> None:
         super().__init__()
@@ -91,8 +93,8 @@ class TableRope(nn.Module):
         super().__init__()
         self.padded_pairs = inner_dim % 6 // 2
 
-    def forward(self, hidden_states: Tensor, *unused: object) -> Rotary:
-        rope_cos, rope_sin, rope_index = unused[-1]  # type: ignore[misc]
+    def forward(self, hidden_states: Tensor, *unused: Any) -> Rotary:
+        rope_cos, rope_sin, rope_index = unused[-1]
         rows = rope_cos.shape[1]
         flat = rope_index + torch.arange(3, dtype=torch.int32, device=rope_index.device) * rows
         return self._gather(rope_cos, flat, 1.0), self._gather(rope_sin, flat, 0.0)
@@ -113,8 +115,8 @@ def rotate(states: Tensor, rotary: Rotary) -> Tensor:
 
 def attend(attn: LTXAttention, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
     """Multi-head attention of (B, T, D) over (B, L, D), bias (B, 1, T, L); before the output projection."""
-    heads = [states.unflatten(2, (attn.heads, -1)).transpose(1, 2) for states in (query, key, value)]
-    return F.scaled_dot_product_attention(*heads, attn_mask=bias).transpose(1, 2).flatten(2)
+    q, k, v = (states.unflatten(2, (attn.heads, -1)).transpose(1, 2) for states in (query, key, value))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2)
 
 
 class PerturbableSelfAttention:
@@ -164,14 +166,14 @@ class MaskedCrossAttention:
 
 
 def _perturbable_block(
-    block: LTXVideoTransformerBlock, stg: StgModes, index: int, hidden_states: Tensor, **inputs: object
+    block: LTXVideoTransformerBlock, stg: StgModes, index: int, hidden_states: Tensor, **inputs: Any
 ) -> Tensor:
     output = type(block).forward(block, hidden_states, **inputs)
     return torch.where(stg.equals(index, STG_SKIP_BLOCK), hidden_states, output)
 
 
-def patch_ltx_transformer(model: LTXVideoTransformer3DModel) -> StgModes:
-    """Give the transformer table RoPE, traceable attention and perturbable blocks; returns the modes' holder."""
+def patch_ltx_transformer(model: Any) -> StgModes:
+    """Give an LTXVideoTransformer3DModel table RoPE, traceable attention, perturbable blocks; returns their modes."""
     stg = StgModes()
     patch_timesteps(model)
     model.rope = TableRope(model.config.num_attention_heads * model.config.attention_head_dim)
@@ -194,7 +196,7 @@ def patch_ltx_vae(model: nn.Module) -> None:
     patch_timesteps(model)
     for module in model.modules():
         if isinstance(module, LTXVideoCausalConv3d):
-            module.forward = partial(_causal_conv, module)
+            module.forward = partial(_causal_conv, module)  # type: ignore[method-assign]
 
 
 def _bucket_by_bounds(bounds: list[int], relative_position: Tensor, **unused: object) -> Tensor:
@@ -219,4 +221,4 @@ def patch_t5(model: nn.Module) -> None:
             ).tolist()
             # Where the buckets step up by n, the same bound counts n times.
             bounds = [i for i in range(1, len(buckets)) for _ in range(buckets[i] - buckets[i - 1])]
-            module._relative_position_bucket = partial(_bucket_by_bounds, bounds)
+            module._relative_position_bucket = partial(_bucket_by_bounds, bounds)  # type: ignore[method-assign]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,8 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
-    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,  # of the HTTP library that this release of the hub's client uses
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -27,6 +28,9 @@ from telecine.errors import SourceError
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 COMPONENT_FOLDERS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
 WANTED_SUFFIXES = ("json", "safetensors", "model", "txt")
+# What diffusers and transformers call a component's weights.
+WEIGHT_NAMES = ("diffusion_pytorch_model", "model")
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +56,7 @@ def open_source(source: str, *, revision: str | None = None) -> Source:
     Raises:
         SourceError: neither a folder nor a hub id; not reachable; not in diffusers' layout.
     """
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))  # Path.expanduser raises where ~NAME is no user
     if path.is_dir():
         if revision is not None:
             raise SourceError(
@@ -76,7 +80,7 @@ def open_source(source: str, *, revision: str | None = None) -> Source:
             fix="Check the path.",
         )
     index = _read_json(root / "model_index.json")
-    if "_class_name" not in index:
+    if not isinstance(index.get("_class_name"), str):
         raise SourceError(
             f"{root / 'model_index.json'} names no pipeline class",
             expected="a `_class_name`",
@@ -93,7 +97,7 @@ def _download(repository: str, revision: str | None) -> Path:
     except GatedRepoError as error:
         problem, fix = "asks for a licence to be accepted", "Accept it on the hub, then set HF_TOKEN."
         raise SourceError(f"{repository} {problem}", expected="a readable repository", fix=fix) from error
-    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
         at = f" at revision {revision}" if revision else ""
         raise SourceError(
             f"the hub has no {repository}{at}",
@@ -106,7 +110,7 @@ def _download(repository: str, revision: str | None) -> Path:
             expected="a connection, or an earlier download",
             fix="Connect (and unset HF_HUB_OFFLINE), or pass a folder.",
         ) from error
-    except (HfHubHTTPError, OSError) as error:
+    except (HTTPError, OSError) as error:
         raise SourceError(
             f"downloading {repository} failed: {error}",
             expected="the hub to answer and the cache's disk to have room",
@@ -143,6 +147,9 @@ class Checkpoint:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._handles.clear()
         self._stack.close()
 
@@ -167,28 +174,30 @@ class Checkpoint:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    indexes = sorted(folder.glob("*.safetensors.index.json"))
-    if indexes:
-        names = sorted(set(_read_json(indexes[0]).get("weight_map", {}).values()))
-        files = [folder / name for name in names]
-        missing = [file.name for file in files if not file.is_file()]
-        if missing or not files:
-            raise SourceError(
-                f"{folder} lacks {', '.join(missing) or 'every shard'}",
-                expected=f"the shards that {indexes[0].name} lists",
-                fix="Download the folder again.",
-            )
-        return files
+    """The files that diffusers would load with no `variant`; a variant (`NAME.fp16.safetensors`) if it is all there is.
+
+    Raises:
+        SourceError: no safetensors, a choice between several, or a missing shard.
+    """
+    for name in WEIGHT_NAMES:
+        index, file = folder / f"{name}.safetensors.index.json", folder / f"{name}.safetensors"
+        if index.is_file():
+            return _shards(index)
+        if file.is_file():
+            return [file]
+    indexes = sorted(folder.glob("*.safetensors.index.*json"))
+    if len(indexes) == 1:
+        return _shards(indexes[0])
     files = sorted(folder.glob("*.safetensors"))
     if len(files) == 1:
         return files
-    if len(files) > 1:
+    if files:
         raise SourceError(
             f"{folder} has {len(files)} safetensors files and no index: {', '.join(file.name for file in files)}",
-            expected="one file, or shards with an index",
-            fix="Keep only the variant to export.",
+            expected=f"one file, or shards with an index, named {' or '.join(WEIGHT_NAMES)}",
+            fix="Keep only the variant to export, or download the missing index.",
         )
-    pickled = sorted(folder.glob("*.bin")) + sorted(folder.glob("*.pt"))
+    pickled = sorted(file for pattern in PICKLES for file in folder.glob(pattern))
     raise SourceError(
         f"{folder} has {pickled[0].name}, a pickle, and no safetensors" if pickled else f"{folder} has no safetensors",
         expected="weights as safetensors (telecine never unpickles)",
@@ -196,9 +205,23 @@ def _weight_files(folder: Path) -> list[Path]:
     )
 
 
+def _shards(index: Path) -> list[Path]:
+    weight_map = _read_json(index).get("weight_map")
+    names = sorted(set(map(str, weight_map.values()))) if isinstance(weight_map, dict) else []
+    # A name with a folder in it would read outside the checkpoint.
+    missing = [name for name in names if Path(name).name != name or not (index.parent / name).is_file()]
+    if missing or not names:
+        raise SourceError(
+            f"{index.parent} lacks {', '.join(missing) or 'every shard'}",
+            expected=f"the shards that {index.name} lists, beside it",
+            fix="Download the folder again.",
+        )
+    return [index.parent / name for name in names]
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise SourceError(
             f"{path} is missing",
@@ -209,8 +232,8 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise SourceError(
             f"{path} cannot be read: {error}", expected="a JSON object", fix="Download or copy it again."
         ) from error
-    if not isinstance(content, Mapping):
+    if not isinstance(content, dict):
         raise SourceError(
             f"{path} holds a {type(content).__name__}", expected="a JSON object", fix="Download it again."
         )
-    return dict(content)
+    return content

@@ -9,17 +9,31 @@ import warnings
 from collections.abc import Iterator
 
 import onnx_ir as ir
-import onnxscript.optimizer
-import sympy
+import sympy  # type: ignore[import-untyped]
 import torch
-from onnx_ir.passes.common import ClearMetadataAndDocStringPass, RemoveUnusedNodesPass
+from onnx_ir.passes import common
+from onnxscript.optimizer import fold_constants
+from onnxscript.rewriter import rewrite
+from onnxscript.rewriter.rules import common as rules
 
 from telecine_export.graphs import PRECISIONS, GraphSpec
 from telecine_export.patches import computed_constants
 
 PRODUCER = "telecine"
+# Metadata key of an initializer whose bytes are the checkpoint's tensor, transposed.
+TRANSPOSED = "telecine.transposed"
+# The rules of onnxscript's optimizer that have something to do here. Its default set also fuses weights, which must
+# stay as they are, and looks through the whole graph at every node for pairs of Slices: half of a 2B export's time.
+SIMPLIFICATIONS = (
+    rules.add_0_rule, rules.sub_0_rule, rules.mul_by_1_rule, rules.div_by_1_rule,
+    rules.collapse_slice_rule, rules.collapse_slice2_rule, rules.materialize_reshape_shape_rule,
+    rules.no_op_cast_rule, rules.no_op_expand_rule, rules.no_op_transpose_rule, rules.cast_cast_rule,
+    rules.reshape_reshape_rule, rules.squeeze_reshape_1d_rule, rules.transpose_transpose_rule,
+    rules.unsqueeze_unsqueeze_rule,
+)  # fmt: skip
 NOISY_LOGGERS = (
-    "torch.onnx", "torch.onnx._internal.exporter._registration", "onnx_ir", "onnxscript", "diffusers", "transformers",
+    "torch.__trace", "torch.onnx", "torch.onnx._internal.exporter._registration", "onnx_ir", "onnxscript",
+    "diffusers", "transformers",
 )  # fmt: skip
 
 
@@ -55,8 +69,7 @@ def trace(spec: GraphSpec, *, precision: str, opset: int) -> ir.Model:
     constants = computed_constants(module)
     _forget_values(model, parameters | set(constants))
     with _quiet():
-        # Values are unknown here, so only shape arithmetic folds: TensorRT needs ReduceMean's axes constant.
-        onnxscript.optimizer.optimize(model)
+        _simplify(model)
     for name, tensor in constants.items():
         model.graph.initializers[name].const_value = ir.tensor(tensor.numpy(), name=name)
     _store_linears_transposed(model)
@@ -95,8 +108,25 @@ def _forget_values(model: ir.Model, names: set[str]) -> None:
         if value.name not in names:
             continue  # a constant that tracing made: it has real data
         assert value.const_value is not None
-        value.dtype, value.shape = value.const_value.dtype, ir.Shape(value.const_value.shape)
+        value.dtype, value.shape = value.const_value.dtype, ir.Shape(value.const_value.shape.numpy())
         value.const_value = None
+
+
+def _simplify(model: ir.Model) -> None:
+    """Fold what is constant (weights have no values here, so: shape arithmetic) and drop what does nothing.
+
+    TensorRT needs ReduceMean's axes constant. The order is that of onnxscript's own optimizer.
+    """
+    common.InlinePass()(model)
+    for _ in range(2):  # what a rewrite leaves may fold
+        fold_constants(model, onnx_shape_inference=True)
+        rewrite(model, SIMPLIFICATIONS)
+    common.RemoveUnusedNodesPass()(model)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    common.DeduplicateInitializersPass()(model)
+    common.CommonSubexpressionEliminationPass()(model)
+    common.OutputFixPass()(model)
+    common.NameFixPass()(model)
 
 
 def _store_linears_transposed(model: ir.Model) -> None:
@@ -106,20 +136,16 @@ def _store_linears_transposed(model: ir.Model) -> None:
     """
     for value in list(model.graph.initializers.values()):
         uses = list(value.uses())
-        if value.const_value is not None or not uses:
+        assert value.shape is not None
+        if value.const_value is not None or not uses or len(value.shape) != 2:
             continue
         if any(use.node.op_type != "Transpose" for use in uses):
             continue
-        assert value.shape is not None
         value.shape = ir.Shape(reversed(value.shape.dims))
         value.metadata_props[TRANSPOSED] = "1"
         for use in uses:
             use.node.outputs[0].replace_all_uses_with(value)
             model.graph.remove(use.node, safe=True)
-
-
-# Metadata key of an initializer whose bytes are the checkpoint's tensor, transposed.
-TRANSPOSED = "telecine.transposed"
 
 
 def free_axis(model: ir.Model, name: str, axis: int, symbol: str) -> None:
@@ -149,7 +175,9 @@ def _keep_leading_axes(model: ir.Model, node: ir.Node, axis: int) -> None:
     """Reshape (..., axes to the freed one, rest): copy those leading axes where the output still has them."""
     output = node.outputs[0]
     data = node.inputs[0]
-    assert output.shape is not None and data is not None and data.shape is not None
+    assert output.shape is not None
+    assert data is not None
+    assert data.shape is not None
     if len(data.shape) <= axis + 1 or len(output.shape) <= axis + 1:
         return  # flattens or restores the axes with a -1, which is already free
     tail = [dim if isinstance(dim, int) else None for dim in output.shape.dims[axis + 1 :]]
@@ -179,16 +207,16 @@ def _name_boundaries(model: ir.Model, spec: GraphSpec) -> None:
 
 
 def _strip(model: ir.Model, spec: GraphSpec) -> None:
-    """Remove what only the tracer needs: stack traces with local paths, and inner shapes.
+    """Remove what only the tracer needs: stack traces with local paths, where values came from, and inner shapes.
 
     Inner shapes name the axes as they were traced; a freed axis would make them lie, and ONNX Runtime plans buffers
     by them.
     """
-    transposed = [v for v in model.graph.initializers.values() if TRANSPOSED in v.metadata_props]
-    RemoveUnusedNodesPass()(model)
-    ClearMetadataAndDocStringPass()(model)
-    for value in transposed:
-        value.metadata_props[TRANSPOSED] = "1"
+    common.RemoveUnusedNodesPass()(model)
+    common.ClearMetadataAndDocStringPass()(model)
+    for value in [*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()]:
+        for key in set(value.metadata_props) - {TRANSPOSED}:
+            del value.metadata_props[key]
     for node in model.graph:
         for output in node.outputs:
             if not output.is_graph_output():

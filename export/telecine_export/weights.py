@@ -83,11 +83,13 @@ class WeightsWriter:
         )
 
     def _write(self, value: ir.Value) -> ir.ExternalTensor:
-        assert value.name and value.dtype and value.shape is not None
+        assert value.name
+        assert value.dtype
+        assert value.shape is not None
         transposed = TRANSPOSED in value.metadata_props
         key = (value.name, transposed, value.dtype)
         if key not in self._written:
-            tensor = self._read(value.name, [int(dim) for dim in value.shape], transposed)
+            tensor = self._read(value.name, list(value.shape.numpy()), transposed)
             self._parameters[value.name] = tensor.numel()
             offset = self._align(tensor.numel() * value.dtype.bitwidth // 8)
             self._stream(tensor, TORCH_DTYPES[value.dtype])
@@ -106,20 +108,20 @@ class WeightsWriter:
         if name not in self._checkpoint and TIED_NAMES.get(name, name) in self._checkpoint:
             name = TIED_NAMES[name]
         tensor = self._checkpoint.load(name)
-        tensor = tensor.T if transposed else tensor
-        if list(tensor.shape) != shape:
+        expected = shape[::-1] if transposed else shape
+        if list(tensor.shape) != expected:
             raise SourceError(
                 f"tensor {name} of {self._checkpoint.folder} has shape {list(tensor.shape)}",
-                expected=f"{shape}, as its config.json says",
+                expected=f"{expected}, as its config.json says",
                 fix="The weights and the config.json are of different models: download both again.",
             )
-        if not tensor.is_floating_point():
+        if tensor.dtype not in TORCH_DTYPES.values():  # float8 too: its scales live elsewhere
             raise SourceError(
                 f"tensor {name} of {self._checkpoint.folder} is {tensor.dtype}",
                 expected="float32, float16 or bfloat16",
                 fix="Save the model unquantised.",
             )
-        return tensor
+        return tensor.T if transposed else tensor
 
     def _align(self, size: int) -> int:
         boundary = PAGE if size >= LARGE else CACHE_LINE
@@ -134,7 +136,7 @@ class WeightsWriter:
         for start in range(0, tensor.shape[0], rows):
             piece = tensor[start : start + rows].to(dtype).contiguous()
             # NumPy has no bfloat16: hand the bytes over.
-            self._put(memoryview(piece.view(torch.uint8).numpy()).cast("B"))
+            self._put(piece.view(torch.uint8).numpy().data.cast("B"))
             self._progress(piece.nbytes)
 
     def _put(self, data: bytes | memoryview) -> None:

@@ -1,0 +1,132 @@
+"""What export reads off an LTX-Video checkpoint's configuration, with diffusers' own models as the oracle."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderKLLTXVideo
+from diffusers.models.transformers.transformer_ltx import LTXVideoRotaryPosEmbed
+
+from telecine.errors import SourceError
+from telecine_export import ltx_video
+from telecine_export.families import family_of
+from telecine_export.source import Source, open_source
+
+# The configurations that diffusers' conversion script writes, where they differ from the class's defaults.
+VAE_091 = {
+    "decoder_block_out_channels": [256, 512, 1024],
+    "decoder_layers_per_block": [5, 6, 7, 8],
+    "decoder_spatio_temporal_scaling": [True, True, True],
+    "decoder_inject_noise": [True, True, True, False],
+    "upsample_residual": [True, True, True],
+    "upsample_factor": [2, 2, 2],
+    "timestep_conditioning": True,
+}
+VAE_095 = VAE_091 | {
+    "block_out_channels": [128, 256, 512, 1024, 2048],
+    "down_block_types": ["LTXVideo095DownBlock3D"] * 4,
+    "layers_per_block": [4, 6, 6, 2, 2],
+    "decoder_layers_per_block": [5, 5, 5, 5],
+    "spatio_temporal_scaling": [True] * 4,
+    "decoder_inject_noise": [False] * 4,
+    "downsample_type": ["spatial", "temporal", "spatiotemporal", "spatiotemporal"],
+    "spatial_compression_ratio": 32,
+    "temporal_compression_ratio": 8,
+}
+TRANSFORMER_13B = {"num_layers": 48, "attention_head_dim": 128, "cross_attention_dim": 4096}
+
+
+@pytest.fixture
+def configured(tmp_path: Path, tiny_source: Path) -> Callable[..., Source]:
+    """A source of the given VAE and transformer configurations: no weights, for what reads none."""
+
+    def make(vae: dict[str, Any], transformer: dict[str, Any] | None = None) -> Source:
+        for name, config in {"vae": vae, "transformer": transformer or {}}.items():
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "config.json").write_text(json.dumps(config))
+        shutil.copytree(tiny_source / "text_encoder", tmp_path / "text_encoder")
+        return Source(root=tmp_path, pipeline_class="LTXPipeline")
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("vae", "transformer", "expected"),
+    [
+        ({}, {}, "0.9.0"),
+        (VAE_091, {}, "0.9.1"),
+        (VAE_095, {}, "0.9.5"),
+        (VAE_095, TRANSFORMER_13B, "0.9.7"),
+    ],
+)
+def test_variants_are_told_from_the_configuration(
+    vae: dict, transformer: dict, expected: str, configured: Callable[..., Source]
+) -> None:
+    source = configured(vae, transformer)
+    assert ltx_video.variant(source) == expected
+    preset = ltx_video.presets(source)["recommended"]
+    assert preset["width"] % 32 == preset["height"] % 32 == 0
+    assert preset["num_frames"] % 8 == 1
+    assert ("decode_timestep" in preset) == bool(vae)
+
+
+def test_real_configurations_give_the_contracts(configured: Callable[..., Source]) -> None:
+    specs = {spec.component: spec for spec in ltx_video.graphs(configured(VAE_095, TRANSFORMER_13B))}
+    assert specs["transformer"].output_shape == ("batch", "tokens", 128)
+    assert specs["transformer"].sample["rope_cos"].shape[2] == 4096 // 6
+    assert specs["vae_encoder"].axes["video"] == {
+        0: "batch", 2: "8*latent_frames-7", 3: "32*latent_height", 4: "32*latent_width",
+    }  # fmt: skip
+    assert set(specs["vae_decoder"].sample) == {"latents", "timestep"}
+
+
+def test_a_decoder_without_a_timestep_has_no_such_input(configured: Callable[..., Source]) -> None:
+    specs = {spec.component: spec for spec in ltx_video.graphs(configured({}))}
+    assert set(specs["vae_decoder"].sample) == {"latents"}
+
+
+def test_what_the_contracts_do_not_cover_is_refused(configured: Callable[..., Source]) -> None:
+    with pytest.raises(SourceError, match=r"injects noise into its decoder \(LTX-Video 0.9.1\)"):
+        ltx_video.graphs(configured(VAE_091))
+
+
+def test_patches_larger_than_one_are_refused(configured: Callable[..., Source]) -> None:
+    with pytest.raises(SourceError, match="patch_size 2"):
+        ltx_video.graphs(configured({}, {"patch_size": 2}))
+
+
+@pytest.mark.parametrize("config", [{}, VAE_091, VAE_095], ids=["0.9.0", "0.9.1", "0.9.5"])
+def test_compression_ratios(config: dict) -> None:
+    with torch.device("meta"):
+        vae: Any = AutoencoderKLLTXVideo(**config)
+    expected = (vae.temporal_compression_ratio, vae.spatial_compression_ratio)
+    assert ltx_video.compression_ratios(vae.config) == expected == (8, 32)
+
+
+@pytest.mark.parametrize("width", [64, 2048, 4096])
+def test_rope_frequencies_are_torchs(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At position 1, diffusers' angle is the frequency itself: read it there, before the cosine."""
+    config = {"num_attention_heads": width // 16, "attention_head_dim": 16}
+    angles: list[torch.Tensor] = []
+    cos = torch.Tensor.cos
+    monkeypatch.setattr(torch.Tensor, "cos", lambda tensor: (angles.append(tensor), cos(tensor))[1])
+    # 2 p - 1 = 1 on every axis, so that the three interleaved columns are equal.
+    LTXVideoRotaryPosEmbed(dim=width)(
+        torch.zeros(1, 1, width), video_coords=torch.tensor([[[20.0], [2048.0], [2048.0]]])
+    )
+    assert torch.equal(angles[0][0, 0, ::3], ltx_video.rope_frequencies(config))
+    assert math.isclose(float(angles[0].max()), 10000 * math.pi / 2, rel_tol=1e-6)
+
+
+def test_other_pipelines_are_refused(tiny_source: Path) -> None:
+    source = Source(root=tiny_source, pipeline_class="WanPipeline")
+    with pytest.raises(SourceError, match="is a WanPipeline; expected one of LTXPipeline"):
+        family_of(source)
+    assert family_of(open_source(str(tiny_source))).name == "ltx-video"

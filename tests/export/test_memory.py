@@ -1,0 +1,30 @@
+"""Peak anonymous memory: what is allocated counts, what is only mapped does not."""
+
+from __future__ import annotations
+
+import mmap
+from pathlib import Path
+
+import numpy as np
+
+from telecine_export.memory import PeakMemory, anonymous_bytes
+
+SIZE = 200 << 20
+
+
+def test_allocations_count_even_when_they_are_gone() -> None:
+    before = anonymous_bytes()
+    with PeakMemory() as memory:
+        array = np.ones(SIZE, np.uint8)
+        del array
+    assert memory.peak - before > 0.9 * SIZE
+    assert anonymous_bytes() - before < 0.5 * SIZE
+
+
+def test_mapped_files_do_not(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(bytes(SIZE))
+    before = anonymous_bytes()
+    with PeakMemory() as memory, path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
+        assert sum(view[:: mmap.PAGESIZE]) == 0  # every page is read
+    assert memory.peak - before < 0.5 * SIZE
