@@ -7,15 +7,16 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import onnx_ir as ir
-import sympy  # type: ignore[import-untyped]
 import torch
 from onnx_ir.passes import common
 from onnxscript.optimizer import fold_constants
 from onnxscript.rewriter import rewrite
 from onnxscript.rewriter.rules import common as rules
 
+from telecine.axes import parse_rule
 from telecine_export.graphs import PRECISIONS, GraphSpec
 from telecine_export.patches import computed_constants
 
@@ -84,18 +85,13 @@ def trace(spec: GraphSpec, *, precision: str, opset: int) -> ir.Model:
 
 def _dynamic_shapes(spec: GraphSpec) -> dict[str, dict[int, object]]:
     """torch.export's dims: one `Dim` a symbol, derived dims (`8*latent_frames-7`) from the same `Dim`."""
-    symbols: dict[str, object] = {}
+    symbols: dict[str, Any] = {}
 
     def dim(rule: str) -> object:
-        expression = sympy.sympify(rule)
-        (symbol,) = expression.free_symbols
-        base = symbols.setdefault(str(symbol), torch.export.Dim(str(symbol), min=1))
-        if expression == symbol:
-            return base
-        scale = int(expression.coeff(symbol, 1))
-        offset = int(expression.coeff(symbol, 0))
-        derived = scale * base  # type: ignore[operator]
-        return derived + offset if offset else derived
+        scale, symbol, offset = parse_rule(rule)
+        base = symbols.setdefault(symbol, torch.export.Dim(symbol, min=1))
+        scaled = scale * base if scale > 1 else base
+        return scaled + offset if offset else scaled
 
     return {name: {axis: dim(rule) for axis, rule in axes.items()} for name, axes in spec.axes.items()}
 

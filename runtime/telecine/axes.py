@@ -14,6 +14,20 @@ RULE = re.compile(r"(?:(?P<scale>\d+)\*)?(?P<symbol>[A-Za-z_]\w*)(?P<offset>[+-]
 Shape = tuple[int, ...]
 
 
+def parse_rule(rule: str) -> tuple[int, str, int]:
+    """Scale, symbol and offset of an axis: `8*latent_frames-7` → (8, "latent_frames", -7).
+
+    Raises:
+        BackendError: another form.
+    """
+    match = RULE.fullmatch(rule.replace(" ", ""))
+    if match is None:
+        raise BackendError(
+            f"the axis rule {rule!r}", expected="a form like 8*latent_frames-7", fix="Export the bundle again."
+        )
+    return int(match["scale"] or 1), match["symbol"], int(match["offset"] or 0)
+
+
 def bind_axes(specs: Iterable[TensorSpec], shapes: Mapping[str, Shape]) -> dict[str, int]:
     """Symbol → size, from the shapes of inputs by name.
 
@@ -35,7 +49,7 @@ def bind_axes(specs: Iterable[TensorSpec], shapes: Mapping[str, Shape]) -> dict[
         if len(shape) != len(spec.shape) or not all(
             _fits(rule, size, sizes) for rule, size in zip(spec.shape, shape, strict=True)
         ):
-            symbols = {_parse(rule)[1] for rule in spec.shape if isinstance(rule, str)}
+            symbols = {parse_rule(rule)[1] for rule in spec.shape if isinstance(rule, str)}
             known = {symbol: size for symbol, size in sizes.items() if symbol in symbols}
             raise BackendError(
                 f"{spec.name} has shape {shape}",
@@ -54,27 +68,18 @@ def resolve(spec: TensorSpec, sizes: Mapping[str, int]) -> Shape:
     return tuple(rule if isinstance(rule, int) else _size(rule, sizes) for rule in spec.shape)
 
 
-def _parse(rule: str) -> tuple[int, str, int]:
-    match = RULE.fullmatch(rule.replace(" ", ""))
-    if match is None:
-        raise BackendError(
-            f"the axis rule {rule!r}", expected="a form like 8*latent_frames-7", fix="Export the bundle again."
-        )
-    return int(match["scale"] or 1), match["symbol"], int(match["offset"] or 0)
-
-
 def _fits(rule: int | str, size: int, sizes: dict[str, int]) -> bool:
     """Whether a size obeys its rule; a symbol met for the first time is bound by it."""
     if isinstance(rule, int):
         return size == rule
-    scale, symbol, offset = _parse(rule)
+    scale, symbol, offset = parse_rule(rule)
     value, rest = divmod(size - offset, scale)
     # An empty axis is never meant, and kernels differ in what they make of one.
     return rest == 0 and value >= 1 and sizes.setdefault(symbol, value) == value
 
 
 def _size(rule: str, sizes: Mapping[str, int]) -> int:
-    scale, symbol, offset = _parse(rule)
+    scale, symbol, offset = parse_rule(rule)
     if symbol not in sizes:
         raise BackendError(
             f"the axis {symbol} of an output",
