@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 import time
-import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,16 +15,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from telecine.backends.base import Session, out_of_memory
-from telecine.backends.onnxruntime import OnnxRuntimeOptions, OnnxRuntimeSession
+from telecine.backends.base import out_of_memory
+from telecine.backends.onnxruntime import OnnxRuntimeOptions
 from telecine.bundle import Bundle
 from telecine.denoise import Callback
-from telecine.errors import BackendError, BundleError, RequestError
+from telecine.errors import BackendError, RequestError
 from telecine.families import FAMILIES
-from telecine.families.base import PipelineSpec
+from telecine.families.base import PipelineSpec, Stage
+from telecine.models import LoadedModels
 from telecine.pixels import to_uint8
 from telecine.request import Request
-from telecine.tokenizer import Tokenizer
 from telecine.video import check_output_path, save_video
 
 BACKENDS = ("auto", "onnxruntime")
@@ -55,7 +54,7 @@ def load(
     kind, colon, index = device.partition(":")
     if kind not in ("auto", "cpu", "cuda") or (colon and (kind != "cuda" or not index.isdecimal())):
         raise BackendError(f"device {device!r}", expected="auto, cpu, cuda or cuda:N", fix="Use 'cpu'.")
-    return Pipeline(_Models(Bundle.open(path), device=device, options=options or OnnxRuntimeOptions()))
+    return Pipeline(LoadedModels(Bundle.open(path), device=device, options=options or OnnxRuntimeOptions()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -118,7 +117,7 @@ def numbered(path: str | Path, count: int) -> list[Path]:
 class Pipeline:
     """A bundle ready to make videos, one request at a time; a context manager that frees its networks."""
 
-    def __init__(self, models: _Models) -> None:
+    def __init__(self, models: LoadedModels) -> None:
         self._models = models
         self._busy = threading.Lock()
 
@@ -243,77 +242,7 @@ class Pipeline:
         return presets[name] if name else {}
 
 
-class _Loaded:
-    """What the clones of a pipeline have between them: each network is loaded once, and lives while one holds it."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.tokenizer: Tokenizer | None = None
-        self.sessions: dict[tuple[str, str], weakref.WeakSet[Session]] = {}
-
-
-class _Models:
-    """A bundle's networks on ONNX Runtime, loaded when first asked for and kept."""
-
-    def __init__(
-        self, bundle: Bundle, *, device: str, options: OnnxRuntimeOptions, loaded: _Loaded | None = None
-    ) -> None:
-        if bundle.manifest.family not in FAMILIES:
-            raise BundleError(
-                f"{bundle.root} holds a {bundle.manifest.family} model",
-                expected=f"one of {', '.join(FAMILIES)}",
-                fix="Upgrade telecine.",
-            )
-        self.bundle, self._device, self._options = bundle, device, options
-        self._loaded = loaded or _Loaded()
-        self._sessions: dict[tuple[str, str], Session] = {}
-        self._closed = False
-
-    @property
-    def host(self) -> Mapping[str, Any]:
-        return self.bundle.manifest.host
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        with self._loaded.lock:
-            if self._loaded.tokenizer is None:
-                self._loaded.tokenizer = Tokenizer.load(self.bundle.path(self.bundle.manifest.tokenizer))
-            return self._loaded.tokenizer
-
-    def session(self, component: str, role: str = "main") -> Session:
-        key = (component, role)
-        if key in self._sessions and not self._closed:
-            return self._sessions[key]  # without waiting for a clone that loads something
-        with self._loaded.lock:  # two clones that load at once would each hold the weights
-            self.check_open()
-            if key not in self._sessions:
-                family = self._loaded.sessions.setdefault(key, weakref.WeakSet())
-                relative = next((session for session in family if not session.closed), None)
-                self._sessions[key] = relative.clone() if relative else self._load(component, role)
-                family.add(self._sessions[key])
-            return self._sessions[key]
-
-    def _load(self, component: str, role: str) -> Session:
-        graph = self.bundle.graph(component, role)
-        return OnnxRuntimeSession.load(graph, self.bundle.path(graph.file), device=self._device, options=self._options)
-
-    def check_open(self) -> None:
-        if self._closed:
-            raise RequestError("this pipeline is closed", expected="an open one", fix="Load the bundle again.")
-
-    def clone(self) -> _Models:
-        self.check_open()
-        return _Models(self.bundle, device=self._device, options=self._options, loaded=self._loaded)
-
-    def close(self) -> None:
-        with self._loaded.lock:
-            self._closed = True
-            for session in self._sessions.values():
-                session.close()
-            self._sessions.clear()
-
-
-def _stopwatch(timings: dict[str, float]) -> Any:
+def _stopwatch(timings: dict[str, float]) -> Stage:
     """A `Stage` that adds each stage's seconds to `timings`."""
 
     @contextmanager
