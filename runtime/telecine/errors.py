@@ -11,6 +11,9 @@ TelecineError
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 
 class TelecineError(Exception):
     """A fault that the user can act on: what was got, what was expected, what to do next.
@@ -26,6 +29,10 @@ class TelecineError(Exception):
         self.got = got
         self.expected = expected
         self.fix = fix
+
+    def __reduce__(self) -> tuple[Callable[[], TelecineError], tuple[()]]:
+        # Exceptions pickle by positional arguments; these are keywords, and process pools pickle exceptions.
+        return partial(type(self), self.got, expected=self.expected, fix=self.fix), ()
 
     def __str__(self) -> str:
         return f"{self.got}; expected {self.expected}. {self.fix}"

@@ -48,7 +48,8 @@ def video_positions(shape: LatentShape, grid: Grid, frame_rate: float) -> tuple[
     Source: diffusers `LTXVideoRotaryPosEmbed._prepare_video_coords` with the `rope_interpolation_scale` of
     `LTXPipeline.__call__`.
     """
-    if not (math.isfinite(frame_rate) and frame_rate > 0):
+    # Below the smallest normal float32 the scale of the frames would overflow.
+    if not (math.isfinite(frame_rate) and frame_rate > np.finfo(np.float32).tiny):
         raise RequestError(
             f"frame_rate is {frame_rate}", expected="a positive number of frames a second", fix="Use 25."
         )

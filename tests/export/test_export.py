@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -17,15 +18,18 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from telecine.bundle import Bundle, sha256
 from telecine.cli import main
 from telecine.errors import RequestError, SourceError
 from telecine_export import export as module
 from telecine_export.export import ComponentReport, Progress, export_bundle
+from telecine_export.families import FAMILIES, LTX_VIDEO
+from telecine_export.graphs import GraphSpec
 from telecine_export.ltx_video import rope_frequencies
-from telecine_export.source import open_source
+from telecine_export.source import Source, open_source
+from telecine_export.weights import WeightsWriter
 
 COMPONENTS = ["text_encoder", "transformer", "vae_encoder", "vae_decoder"]
 
@@ -43,6 +47,21 @@ def without_tracing(monkeypatch: pytest.MonkeyPatch, tiny_bundle: Path) -> list[
 
     monkeypatch.setattr(module, "export_component", copy)
     return traced
+
+
+@pytest.fixture
+def text_encoder_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Real exports of the component that traces in seconds."""
+
+    def graphs(source: Source) -> list[GraphSpec]:
+        return [spec for spec in LTX_VIDEO.graphs(source) if spec.component == "text_encoder"]
+
+    monkeypatch.setitem(FAMILIES, "LTXPipeline", dataclasses.replace(LTX_VIDEO, graphs=graphs))  # type: ignore[arg-type]
+
+
+def copy_of(source: Path, path: Path) -> Path:
+    shutil.copytree(source, path)
+    return path
 
 
 def leftovers(parent: Path) -> list[str]:
@@ -157,6 +176,53 @@ class TestWholeOrAbsent:
             export_bundle(open_source(str(tiny_source)), tmp_path / "bundle")
         assert leftovers(tmp_path) == []
 
+    def test_a_disk_that_fills_up_under_the_weights(
+        self, text_encoder_alone: None, tiny_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        write = WeightsWriter._put
+
+        def put(writer: WeightsWriter, data: bytes | memoryview) -> None:
+            if writer._file.tell() > 10_000:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            write(writer, data)
+
+        monkeypatch.setattr(WeightsWriter, "_put", put)
+        with pytest.raises(RequestError, match=r"writing .*bundle failed \(No space left on device\)"):
+            export_bundle(open_source(str(tiny_source)), tmp_path / "bundle")
+        assert leftovers(tmp_path) == []
+
+    def test_a_tensor_of_another_model_leaves_nothing(
+        self, text_encoder_alone: None, tiny_source: Path, tmp_path: Path
+    ) -> None:
+        source, target = copy_of(tiny_source, tmp_path / "source"), tmp_path / "bundles" / "bundle"
+        file = source / "text_encoder" / "model.safetensors"
+        tensors = load_file(file)
+        last = list(tensors)[-1]
+        save_file(tensors | {last: torch.zeros(3, 5)}, file)
+        with pytest.raises(SourceError, match=r"has shape \[3, 5\]; expected .*config\.json"):
+            export_bundle(open_source(str(source)), target)
+        assert leftovers(target.parent) == []
+
+    @pytest.mark.parametrize(
+        ("broken", "problem"),
+        [
+            ("vae/diffusion_pytorch_model.safetensors", "cannot be read"),
+            ("transformer/diffusion_pytorch_model.safetensors", "cannot be read"),
+            ("tokenizer/tokenizer.json", "damaged"),
+            ("scheduler/scheduler_config.json", "cannot be read"),
+        ],
+    )
+    def test_a_damaged_source_is_refused_before_the_first_trace(
+        self, broken: str, problem: str, tiny_source: Path, tmp_path: Path, without_tracing: list[str]
+    ) -> None:
+        source = copy_of(tiny_source, tmp_path / "source")
+        content = (source / broken).read_bytes()
+        (source / broken).write_bytes(content[: len(content) // 2])
+        with pytest.raises(SourceError, match=problem):
+            export_bundle(open_source(str(source)), tmp_path / "bundle")
+        assert without_tracing == []
+        assert leftovers(tmp_path) == ["source"]
+
     @pytest.mark.parametrize("option", [{"precision": "fp16"}, {"precision": "int3"}, {"opset": 17}])
     def test_options_that_cannot_act_are_refused(
         self, option: dict, tiny_source: Path, tmp_path: Path, without_tracing: list[str]
@@ -220,6 +286,26 @@ class TestCommandLine:
     def test_json(self, tiny_source: Path, tmp_path: Path, without_tracing: list[str]) -> None:
         result = CliRunner().invoke(main, ["export", str(tiny_source), str(tmp_path / "bundle"), "--json"])
         assert json.loads(result.stdout)["bundle"] == str(tmp_path / "bundle")
+
+    def test_a_real_export_reports_its_components(
+        self, text_encoder_alone: None, tiny_source: Path, tmp_path: Path
+    ) -> None:
+        target = tmp_path / "bundle"
+        result = CliRunner().invoke(main, ["export", str(tiny_source), str(target), "--opset", "20", "--json"])
+        assert result.exit_code == 0, result.stderr
+        (report,) = json.loads(result.stdout)["components"]
+        component = Bundle.open(target).component("text_encoder")
+        assert (report["name"], report["parameters"]) == ("text_encoder", component.parameters)
+        assert report["size"] == component.weights.size
+        assert component.opset == 20
+
+    @pytest.mark.parametrize(
+        ("options", "code"), [(["--precision", "fp16"], 1), (["--opset", "17"], 1), (["--opset", "new"], 2)]
+    )
+    def test_exit_codes(self, options: list[str], code: int, tiny_source: Path, tmp_path: Path) -> None:
+        result = CliRunner().invoke(main, ["export", str(tiny_source), str(tmp_path / "bundle"), *options])
+        assert result.exit_code == code
+        assert leftovers(tmp_path) == []
 
     def test_a_source_that_is_not_there(self, tmp_path: Path) -> None:
         result = CliRunner().invoke(main, ["export", str(tmp_path / "none"), str(tmp_path / "bundle")])

@@ -18,6 +18,9 @@ from telecine.rope import grid_index, make_tables, video_positions
 from telecine.shapes import Grid, LatentShape
 from telecine_export.ltx_video import rope_frequencies
 from telecine_export.patches import (
+    STG_ATTENTION_VALUES,
+    STG_SKIP_ATTENTION,
+    STG_SKIP_BLOCK,
     TableRope,
     TorchTimesteps,
     computed_constants,
@@ -111,6 +114,59 @@ def test_a_patched_transformer_computes_what_it_did() -> None:
         arrays = tuple(torch.from_numpy(array) for array in (tables.cos, tables.sin, tables.index))
         got = model(**inputs, video_coords=arrays).sample
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
+
+
+def perturbed_by_definition(block: Any, mode: int, inputs: dict[str, Any]) -> torch.Tensor:
+    """diffusers' own block with one perturbation written into the tensors that its attention passes on.
+
+    Lightricks' SkipLayerStrategy: AttentionValues, AttentionSkip and TransformerBlock.
+    """
+    if mode == STG_SKIP_BLOCK:
+        skipped: torch.Tensor = inputs["hidden_states"]
+        return skipped
+    seen: dict[str, torch.Tensor] = {}
+    attention = block.attn1
+    replacement = {STG_ATTENTION_VALUES: "values", STG_SKIP_ATTENTION: "states"}.get(mode)
+    hooks = [
+        attention.register_forward_pre_hook(
+            lambda module, args, kwargs: seen.update(states=kwargs["hidden_states"]), with_kwargs=True
+        ),
+        attention.to_v.register_forward_hook(lambda module, args, output: seen.update(values=output)),
+        attention.to_out[0].register_forward_pre_hook(
+            lambda module, args: (seen[replacement],) if replacement else None
+        ),
+    ]
+    output: torch.Tensor = block(**inputs)
+    for hook in hooks:
+        hook.remove()
+    return output
+
+
+def test_each_batch_element_is_perturbed_by_its_own_mode() -> None:
+    torch.manual_seed(0)
+    settings: dict[str, Any] = {"in_channels": 8, "out_channels": 8, "cross_attention_dim": 32, "caption_channels": 16}
+    model: Any = LTXVideoTransformer3DModel(num_layers=1, num_attention_heads=2, attention_head_dim=16, **settings)
+    block, tokens = model.eval().transformer_blocks[0], 6
+    modes = [0, STG_ATTENTION_VALUES, STG_SKIP_ATTENTION, STG_SKIP_BLOCK]
+    angles = torch.rand(tokens, 16)
+    inputs = {
+        "hidden_states": torch.randn(4, tokens, 32),
+        "encoder_hidden_states": torch.randn(4, 5, 32),
+        "temb": torch.randn(4, 1, 6 * 32),
+        "encoder_attention_mask": torch.zeros(4, 1, 5),
+    }
+    full = tuple(table.repeat_interleave(2, dim=-1)[None] for table in (angles.cos(), angles.sin()))
+    with torch.no_grad():
+        expected = [
+            perturbed_by_definition(
+                block, mode, {**{name: v[i : i + 1] for name, v in inputs.items()}, "image_rotary_emb": full}
+            )
+            for i, mode in enumerate(modes)
+        ]
+        patch_ltx_transformer(model).modes = torch.tensor([modes], dtype=torch.int32)
+        got = block(**inputs, image_rotary_emb=(angles.cos(), angles.sin()))
+    torch.testing.assert_close(got, torch.cat(expected), atol=1e-5, rtol=0)
+    assert all((expected[0] - other).abs().max() > 0.1 for other in expected[1:])
 
 
 def test_the_classes_stay_as_they_are() -> None:

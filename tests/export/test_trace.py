@@ -28,9 +28,9 @@ from telecine_export.trace import free_axis
 
 COMPONENTS = ["text_encoder", "transformer", "vae_encoder", "vae_decoder"]
 GRID = Grid(temporal=8, spatial=32)
-# fp32 and opset: summation order is all that differs. Outputs have deviations of 0.3 to 1.1; measured up to 1e-5.
+# Summation order is all that differs. Outputs have deviations of 0.3 to 1.1; measured up to 4e-6.
 FP32 = 2e-5
-# float16 has 11 bits: 28 layers or 2, each rounds to 5e-4 of its size. Measured 2e-3 against either.
+# float16 has 11 bits, so each operation rounds by 5e-4 of its size. Measured up to 5e-3, of fp32 and of torch's fp16.
 FP16 = 1e-2
 
 # DESIGN.md, "Graph contracts", at the tiny model's widths.
@@ -157,13 +157,13 @@ def test_no_weight_lies_in_the_graph_file(graph: tuple[str, int, onnx.ModelProto
 def test_what_tensorrt_wants_constant_is_constant(graph: tuple[str, int, onnx.ModelProto]) -> None:
     _, _, model = graph
     constant = {tensor.name for tensor in model.graph.initializer} | {""}
-    wanted = {"Unsqueeze": [1], "Squeeze": [1], "Pad": [1], "Tile": [], "Slice": [3, 4]}
+    wanted = {"Unsqueeze": [1], "Squeeze": [1], "Pad": [1], "Slice": [3, 4]}
     kinds = set()
     for node in model.graph.node:
         kinds.add(node.op_type)
         positions = [1] if node.op_type.startswith("Reduce") else wanted.get(node.op_type, [])
         assert all(node.input[i] in constant for i in positions if i < len(node.input)), (node.op_type, node.name)
-    assert not kinds & {"Loop", "If", "Scan", "NonZero", "ScatterND", "SequenceConstruct", "Range"} - {"Range"}
+    assert not kinds & {"Loop", "If", "Scan", "NonZero", "ScatterND", "SequenceConstruct"}
     assert not kinds & {"RandomNormal", "RandomNormalLike", "Dropout"}
 
 

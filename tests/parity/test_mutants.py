@@ -91,10 +91,10 @@ def _(patch: Patch) -> None:
     # T5's position bias depends on distances alone: masking the pads is encoding the text without them.
     right = ltx._encode
 
-    def wrong(models: Any, prompts: list[str], length: int) -> Any:
-        embeds, mask = right(models, prompts, length)
+    def wrong(models: Any, tokens: Any) -> Any:
+        embeds, mask = right(models, tokens)
         embeds = np.zeros_like(embeds)
-        ids = models.tokenizer.encode(prompts, max_sequence_length=length).input_ids
+        ids = tokens.input_ids
         for row, used in enumerate(mask.sum(axis=1).astype(int)):
             unpadded = models.session("text_encoder").run({"input_ids": ids[row : row + 1, :used]})
             embeds[row, :used] = unpadded["prompt_embeds"][0]
@@ -105,8 +105,8 @@ def _(patch: Patch) -> None:
 
 @mutant("prompts of a batch swapped")
 def _(patch: Patch) -> None:
-    right = ltx._encode
-    patch(ltx, "_encode", lambda models, prompts, length: right(models, prompts[::-1], length))
+    right = ltx._tokenize
+    patch(ltx, "_tokenize", lambda models, prompts, length: right(models, prompts[::-1], length))
 
 
 # Guidance

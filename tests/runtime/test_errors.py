@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -47,3 +48,9 @@ def test_importing_the_package_loads_nothing() -> None:
     runtime = Path(telecine.__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", code], cwd=runtime, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_errors_cross_process_pools(kind: type[TelecineError]) -> None:
+    error = pickle.loads(pickle.dumps(kind("a", expected="b", fix="c")))
+    assert (type(error), error.got, error.expected, error.fix) == (kind, "a", "b", "c")

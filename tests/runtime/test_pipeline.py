@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,8 +13,10 @@ import numpy as np
 import pytest
 
 import telecine
+from telecine import pipeline as pipeline_module
 from telecine.backends.onnxruntime import OnnxRuntimeSession
 from telecine.errors import BackendError, BundleError, Cancelled, RequestError
+from telecine.families import ltx_video
 from telecine.pipeline import Pipeline, numbered
 
 SMALL: dict[str, Any] = {"height": 64, "width": 32, "num_frames": 9, "num_inference_steps": 2, "seed": 0}
@@ -88,11 +92,6 @@ class TestGenerate:
             pipe.generate("a", callback=lambda *_: np.zeros((1, 2, 3), np.float32), **SMALL)
 
 
-def embeds(values: np.ndarray) -> dict[str, Any]:
-    """Embeddings in place of the prompt, with a mask that fits them."""
-    return {"prompt": None, "prompt_embeds": values, "prompt_attention_mask": np.ones(values.shape[:2])}
-
-
 class TestRefusals:
     @pytest.mark.parametrize(
         ("request_", "words"),
@@ -131,6 +130,15 @@ class TestRefusals:
             ({"num_videos_per_prompt": 0}, "num_videos_per_prompt is 0"),
             ({"negative_prompt": ["a", "b"]}, "2 negative prompts for 1 prompts"),
             ({"max_sequence_length": 0}, "max_sequence_length is 0"),
+            ({"num_frames": 0}, "num_frames is 0"),
+            ({"width": 64.0}, "width is 64.0; expected a whole number"),
+            ({"height": 32 * 10**12}, "pixels in all"),  # would overflow an array, not only memory
+            ({"prompt_attention_mask": np.ones((1, 4))}, "prompt_attention_mask without prompt_embeds"),
+            (
+                {"negative_prompt_embeds": np.zeros((1, 4, 32)), "negative_prompt_attention_mask": np.ones((1, 4))},
+                "text length of 4; expected 128",
+            ),
+            ({"latents": "noise"}, "latents holds <U5; expected numbers"),
         ],
     )
     def test_before_any_network_is_loaded(
@@ -162,6 +170,66 @@ class TestRefusals:
         pipe.close()
         with pytest.raises(RequestError, match="closed"):
             pipe.generate("a", **SMALL)
+        with pytest.raises(RequestError, match="closed"):
+            pipe.clone()
+        pipe.close()
+
+    def test_a_long_prompt_is_cut_with_a_warning(self, pipe: Pipeline, caplog: pytest.LogCaptureFixture) -> None:
+        cut = pipe.generate("a red ball rolls away", max_sequence_length=4, **SMALL)
+        assert "longer than max_sequence_length=4 tokens; cut off: " in caplog.text
+        assert "away" in caplog.text
+        other = pipe.generate("a red ball stands still", max_sequence_length=4, **SMALL)
+        np.testing.assert_array_equal(cut.frames, other.frames)
+
+
+# Run by itself: a limit on the address space cannot be taken back.
+STARVED = """
+import resource, sys
+import numpy as np
+import telecine
+
+SMALL = dict(prompt="a", height=64, width=32, num_frames=9, num_inference_steps=2, seed=0)
+options = telecine.OnnxRuntimeOptions(threads=1)
+with telecine.load(sys.argv[1], options=options) as pipe:
+    before = pipe.generate(**SMALL).frames
+    size = next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith("VmSize"))
+    resource.setrlimit(resource.RLIMIT_AS, (size + (100 << 20),) * 2)
+    network, noise = dict(height=512, width=512, num_frames=57), dict(height=1024, width=1024, num_frames=257)
+    for sizes in (network, noise | dict(num_videos_per_prompt=60)):
+        try:
+            pipe.generate(**SMALL | sizes)
+        except telecine.BackendError as error:
+            print(str(error).partition(":")[0])
+    np.testing.assert_array_equal(pipe.generate(**SMALL).frames, before)
+    print("and again")
+"""
+
+
+class TestMemory:
+    def test_a_request_that_does_not_fit_leaves_the_pipeline_usable(self, tiny_bundle: Path) -> None:
+        done = subprocess.run(
+            [sys.executable, "-c", STARVED, str(tiny_bundle)], capture_output=True, text=True, timeout=120, check=False
+        )
+        assert done.stdout.splitlines() == ["out of memory", "out of memory", "and again"], done.stderr
+        assert done.stderr == ""
+
+    def test_numpys_own_failures_are_backend_errors(self, pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fail(*_: object) -> None:
+            raise MemoryError("Unable to allocate 9 TiB")
+
+        monkeypatch.setattr(ltx_video, "to_unit_range", fail)
+        with pytest.raises(BackendError, match="out of memory: the host's arrays: Unable to allocate 9 TiB"):
+            pipe.generate("a", **SMALL)
+
+    def test_saving_runs_out_too(self, pipe: Pipeline, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        def fail(*_: object) -> None:
+            raise MemoryError
+
+        result = pipe.generate("a", **SMALL)
+        monkeypatch.setattr(pipeline_module, "to_uint8", fail)
+        with pytest.raises(BackendError, match=r"out of memory: saving .*clip\.gif"):
+            result.save(tmp_path / "clip.gif")
+        assert list(tmp_path.iterdir()) == []
 
 
 class TestThreads:
@@ -188,6 +256,29 @@ class TestThreads:
         for seed, frames in expected.items():
             np.testing.assert_array_equal(got[seed], frames)
 
+    def test_clones_load_each_network_once(self, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        loaded: list[str] = []
+        load = OnnxRuntimeSession.load
+
+        def count(graph: Any, path: Path, **options: Any) -> OnnxRuntimeSession:
+            loaded.append(path.parent.name)
+            return load(graph, path, **options)
+
+        monkeypatch.setattr(OnnxRuntimeSession, "load", count)
+        first = telecine.load(tiny_bundle)
+        second, third = first.clone(), first.clone()  # before anything is loaded
+        threads = [threading.Thread(target=pipe.generate, args=("a",), kwargs=SMALL) for pipe in (first, second)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(loaded) == ["text_encoder", "transformer", "vae_decoder"]
+        first.close()
+        third.generate("a", **SMALL)  # from the second's
+        assert len(loaded) == 3
+        second.close()
+        third.close()
+
 
 class TestSave:
     def test_a_batch(self, pipe: Pipeline, tmp_path: Path) -> None:
@@ -208,3 +299,29 @@ class TestSave:
     def test_names(self) -> None:
         assert numbered(Path("a/b.mp4"), 1) == [Path("a/b.mp4")]
         assert numbered(Path("a/%05d.png"), 2) == [Path("a-0/%05d.png"), Path("a-1/%05d.png")]
+        assert numbered("50%.mp4", 2) == [Path("50%-0.mp4"), Path("50%-1.mp4")]
+
+    @pytest.mark.parametrize("path", ["%05d.png", "../%05d.png", "/%05d.png", ".."])
+    def test_a_place_without_a_name_takes_no_number(self, path: str) -> None:
+        with pytest.raises(RequestError, match="for 2 videos; expected a name that takes numbers"):
+            numbered(path, 2)
+
+    def test_nothing_is_written_unless_all_can_be(self, pipe: Pipeline, tmp_path: Path) -> None:
+        result = pipe.generate(["a", "b"], **SMALL)
+        (tmp_path / "clip-1.gif").mkdir()
+        with pytest.raises(RequestError, match="clip-1.gif is a folder"):
+            result.save(tmp_path / "clip.gif")
+        assert [path.name for path in tmp_path.iterdir()] == ["clip-1.gif"]
+
+    def test_a_frame_rate_of_0_is_not_the_default(self, pipe: Pipeline, tmp_path: Path) -> None:
+        with pytest.raises(RequestError, match="the frame rate is 0"):
+            pipe.generate("a", **SMALL).save(tmp_path / "clip.gif", frame_rate=0)
+
+    def test_home_is_expanded(self, pipe: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HOME", str(tmp_path))
+        assert pipe.generate("a", **SMALL).save("~/clip.gif") == [tmp_path / "clip.gif"]
+
+    def test_the_seeds_of_a_result_make_it_again(self, pipe: Pipeline) -> None:
+        first = pipe.generate(["a", "b"], **SMALL | {"seed": None})
+        again = pipe.generate(["a", "b"], **SMALL | {"seed": first.seeds})
+        np.testing.assert_array_equal(first.frames, again.frames)

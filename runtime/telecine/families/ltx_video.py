@@ -31,6 +31,7 @@ from telecine.schedulers.flow_match_euler import (
     pipeline_sigmas,
 )
 from telecine.shapes import Grid, LatentShape, VideoShape
+from telecine.tokenizer import TokenizedText
 
 logger = logging.getLogger(__name__)
 
@@ -103,18 +104,17 @@ def text_to_video(models: Models, request: Request, *, stage: Stage, callback: C
         rope = make_tables(
             video_positions(latent, host.grid, request.frame_rate), grid_index(latent), host.rope_frequencies
         )
-        network = BoundTransformer(
-            models.session("transformer"), host, text, mask, rope, latents.shape, guidance.passes
-        )
-        latents = denoise(
-            network,
-            latents,
-            config=host.scheduler,
-            schedule=schedule,
-            guidance=guidance,
-            draw_noise=(lambda: randn(stochastic, latents.shape)) if host.scheduler.stochastic_sampling else None,
-            callback=callback,
-        )
+        session = models.session("transformer")
+        with BoundTransformer(session, host, text, mask, rope, latents.shape, guidance.passes) as network:
+            latents = denoise(
+                network,
+                latents,
+                config=host.scheduler,
+                schedule=schedule,
+                guidance=guidance,
+                draw_noise=(lambda: randn(stochastic, latents.shape)) if host.scheduler.stochastic_sampling else None,
+                callback=callback,
+            )
     if request.output_type == "latent":
         return Output(latents=latents, seeds=seeds)
     with stage("decode"):
@@ -131,7 +131,8 @@ def text_to_video(models: Models, request: Request, *, stage: Stage, callback: C
 class BoundTransformer:
     """The transformer with all that a run does not change bound once: a function of latents and timestep.
 
-    Returns (passes * B, T, C) velocities, in a buffer that the next call overwrites.
+    Returns (passes * B, T, C) velocities, in a buffer that the next call overwrites. A context manager: leaving it
+    unbinds what the session would otherwise keep alive.
     """
 
     def __init__(
@@ -169,6 +170,12 @@ class BoundTransformer:
         self._session.enqueue()
         return self._velocity
 
+    def __enter__(self) -> BoundTransformer:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._session.unbind()
+
 
 def _video_shape(request: Request, host: Host) -> VideoShape:
     shape = VideoShape.from_request(
@@ -191,36 +198,32 @@ def _schedule(request: Request, host: Host, latent: LatentShape) -> Schedule:
 
 def _text(models: Models, request: Request, host: Host, guidance: Guidance) -> tuple[Array, Array]:
     """(passes * B, L, D) embeddings and (passes * B, L) mask, negative before positive."""
-    positive = request.embeds("prompt", host.text_channels)
-    if positive is None:
-        assert request.prompt is not None
-        prompts = [request.prompt] if isinstance(request.prompt, str) else list(request.prompt)
-        positive = _encode(models, prompts, request.max_sequence_length)
-    if guidance.passes == 1:
-        parts = [positive]
-    else:
-        negative = request.embeds("negative_prompt", host.text_channels)
-        if negative is None:
-            texts = request.negative_prompt or ""
-            texts = [texts] * request.prompts if isinstance(texts, str) else list(texts)
-            negative = _encode(models, texts, positive[0].shape[1])
-        if negative[0].shape != positive[0].shape:
-            raise RequestError(
-                f"negative_prompt_embeds have shape {negative[0].shape}",
-                expected=f"{positive[0].shape}, as the prompt's",
-                fix="Encode both at the same text length.",
-            )
-        parts = [negative, positive]
+    sides = ("prompt",) if guidance.passes == 1 else ("negative_prompt", "prompt")
+    given = {side: request.embeds(side, host.text_channels) for side in sides}
+    length = given["prompt"][0].shape[1] if given["prompt"] else request.max_sequence_length
+    # All is tokenized before the text encoder, gigabytes of it, is loaded for any.
+    tokens = {side: _tokenize(models, _prompts(request, side), length) for side in sides if given[side] is None}
+    parts = [given[side] or _encode(models, tokens[side]) for side in sides]
     # Each prompt's videos stand together (diffusers tiles its masks in another order than its embeddings).
     repeated = [[np.repeat(array, request.num_videos_per_prompt, axis=0) for array in part] for part in parts]
     return np.concatenate([part[0] for part in repeated]), np.concatenate([part[1] for part in repeated])
 
 
-def _encode(models: Models, prompts: list[str], length: int) -> tuple[Array, Array]:
-    """(B, L, D) embeddings and (B, L) mask of B prompts; pads are embedded too, as diffusers does."""
+def _prompts(request: Request, side: str) -> list[str]:
+    """One text a prompt: a single negative prompt, or none, is everyone's."""
+    texts = getattr(request, side) or ""
+    return [texts] * request.prompts if isinstance(texts, str) else list(texts)
+
+
+def _tokenize(models: Models, prompts: list[str], length: int) -> TokenizedText:
     tokens = models.tokenizer.encode(prompts, max_sequence_length=length)
     for removed in filter(None, tokens.truncated):
         logger.warning("the prompt is longer than max_sequence_length=%d tokens; cut off: %r", length, removed)
+    return tokens
+
+
+def _encode(models: Models, tokens: TokenizedText) -> tuple[Array, Array]:
+    """(B, L, D) embeddings and (B, L) mask of B prompts; pads are embedded too, as diffusers does."""
     embeds = models.session("text_encoder").run({"input_ids": tokens.input_ids})["prompt_embeds"]
     return embeds, tokens.attention_mask.astype(np.float32)
 

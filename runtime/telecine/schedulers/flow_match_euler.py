@@ -19,6 +19,7 @@ from telecine.errors import BundleError, RequestError
 
 CLASS_NAME = "FlowMatchEulerDiscreteScheduler"
 _KARRAS_RHO = 7.0  # Karras et al. 2022, section 5
+_LARGEST_MU = math.log(float(np.finfo(np.float32).max))
 _EXPORT_AGAIN = "Export the bundle again from a source that this release of telecine supports."
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -226,6 +227,12 @@ def _shift(config: FlowMatchEulerConfig, sigmas: Floats, mu: float | None) -> Fl
             "mu is missing",
             expected="mu, since this bundle's scheduler shifts by the number of tokens",
             fix="Pass mu=calculate_shift(tokens, config).",
+        )
+    if config.time_shift_type == "exponential" and mu > _LARGEST_MU:
+        raise RequestError(
+            f"dynamic shifting by mu={mu:.0f}",
+            expected=f"at most {_LARGEST_MU:.0f}: float32 has no number for its exponential",
+            fix="Ask for fewer frames or a smaller size: mu grows with the number of tokens.",
         )
     weight = math.exp(mu) if config.time_shift_type == "exponential" else float(mu)
     with np.errstate(divide="ignore"):  # a sigma of 0 stays 0, by way of 1 / inf

@@ -65,7 +65,7 @@ def check_output_path(
         RequestError: an unknown suffix, a PNG path without a pattern, a place that cannot be written, or a
             frame rate or quality that the format lacks.
     """
-    output = Path(path).expanduser()
+    output = Path(os.path.expanduser(path))
     spec = format_of(output)
     if frame_rate is not None:
         check_frame_rate(frame_rate, spec)

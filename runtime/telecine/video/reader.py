@@ -23,7 +23,7 @@ def read_video(path: str | os.PathLike[str]) -> tuple[np.ndarray, float]:
         BackendError: PyAV is missing.
     """
     av = require_av()
-    file = Path(os.path.abspath(Path(path).expanduser()))  # absolute: no name can be taken for a protocol
+    file = Path(os.path.abspath(Path(os.path.expanduser(path))))  # absolute: no name can be taken for a protocol
     if not file.is_file():
         raise RequestError(f"there is no file {path}", expected="a video file", fix="Check the path.")
     try:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -97,6 +99,8 @@ def test_every_parameter_of_generate_has_an_option() -> None:
         (["-o", "clip.gif", "--file-frame-rate", "60"], "0.01 to 50 frames a second"),
         (["-o", "clip.mp4", "--output-type", "latent"], "expected a .safetensors file"),
         (["-o", "clip.mp4", "--latents", "none.safetensors"], "none.safetensors cannot be read"),
+        (["-o", "clip.gif", "--frame-rate", "60"], "0.01 to 50 frames a second"),
+        (["-o", "%05d.png", "--num-videos-per-prompt", "2"], "expected a name that takes numbers"),
     ],
 )
 def test_refused_before_anything_is_loaded(
@@ -107,6 +111,73 @@ def test_refused_before_anything_is_loaded(
     assert result.exit_code == 1
     assert words in result.stderr
     assert result.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_file_of_a_batch_is_checked_first(run: Run, never_loads: None, tmp_path: Path) -> None:
+    (tmp_path / "clip-1.mp4").mkdir()
+    for more in (["--prompt", "b"], ["--num-videos-per-prompt", 2]):
+        result = run("-o", tmp_path / "clip.mp4", *more)
+        assert (result.exit_code, "clip-1.mp4 is a folder" in result.stderr) == (1, True)
+
+
+def test_a_missing_encoder_is_told_first(
+    run: Run, never_loads: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    result = run("-o", tmp_path / "clip.mp4")
+    assert (result.exit_code, 'pip install "telecine[video]"' in result.stderr) == (1, True)
+
+
+def test_bfloat16_files_are_explained(run: Run, never_loads: None, tmp_path: Path) -> None:
+    header = json.dumps({"latents": {"dtype": "BF16", "shape": [1], "data_offsets": [0, 2]}}).encode()
+    (tmp_path / "half.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\0\0")
+    result = run("-o", tmp_path / "clip.mp4", "--latents", tmp_path / "half.safetensors")
+    assert (result.exit_code, "save the arrays as float32" in result.stderr) == (1, True)
+
+
+def test_options_arrive_as_they_were_given(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, object] = {}
+
+    def generate(_: Pipeline, **parameters: object) -> None:
+        seen.update(parameters)
+        raise telecine.Cancelled("enough", expected="seen", fix="None.")
+
+    monkeypatch.setattr(Pipeline, "generate", generate)
+    options = {
+        "negative_prompt": "grey", "frame_rate": 12.5, "timesteps": [900.0, 20.0], "guidance_scale": 1.5,
+        "guidance_rescale": 0.25, "num_videos_per_prompt": 2, "decode_timestep": 0.5, "decode_noise_scale": [0.25, 0.5],
+        "max_sequence_length": 7, "output_type": "uint8", "preset": "p", "pipeline": "q", "seed": [3, 4],
+    }  # fmt: skip
+    arguments = [
+        item
+        for name, value in options.items()
+        for one in (value if name == "seed" else [value])
+        for item in (f"--{name.replace('_', '-')}", ",".join(map(str, one)) if isinstance(one, list) else one)
+    ]
+    assert run("-o", tmp_path / "clip.mp4", *arguments).exit_code == 1
+    sizes = {"height": 64, "width": 32, "num_frames": 9, "num_inference_steps": 2, "prompt": "a red ball"}
+    assert {name: seen[name] for name in options | sizes} == options | sizes
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="needs the device")
+def test_a_full_disk_under_stdout_is_an_error(tiny_bundle: Path) -> None:
+    script = Path(sys.executable).with_name("telecine")
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [script, "inspect", tiny_bundle], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "No space left on device" in done.stderr
+
+
+def test_a_full_disk_leaves_no_latents(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    result = run("-o", tmp_path / "out.safetensors", "--output-type", "latent")
+    assert (result.exit_code, "could not be written (No space left on device)" in result.stderr) == (1, True)
     assert list(tmp_path.iterdir()) == []
 
 

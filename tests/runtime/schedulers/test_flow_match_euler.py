@@ -326,3 +326,10 @@ def test_shift_between_equal_lengths() -> None:
     config = FlowMatchEulerConfig(base_image_seq_len=4096)
     with pytest.raises(BundleError, match="are both 4096"):
         calculate_shift(100, config)
+
+
+def test_more_tokens_than_the_shift_can_take() -> None:
+    config = FlowMatchEulerConfig(use_dynamic_shifting=True)
+    with pytest.raises(RequestError, match="fewer frames or a smaller size"):
+        make_schedule(config, num_inference_steps=4, mu=calculate_shift(10**7, config))
+    assert np.isfinite(make_schedule(config, num_inference_steps=4, mu=88.0).sigmas).all()
