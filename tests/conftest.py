@@ -99,10 +99,9 @@ def edited_bundle(tmp_path: Path) -> Callable[..., Path]:
 
     def edit(bundle: Path, *, host: dict[str, Any] | None = None, **fields: Any) -> Path:
         copy = tmp_path / "edited"
-        shutil.copytree(bundle, copy, copy_function=os.link)
+        shutil.copytree(bundle, copy)
         manifest = Bundle.open(bundle).manifest
         changed = dataclasses.replace(manifest, host=manifest.host | (host or {}), **fields)
-        (copy / FILE_NAME).unlink()
         (copy / FILE_NAME).write_text(changed.dump())
         return copy
 
