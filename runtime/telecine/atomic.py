@@ -107,7 +107,7 @@ def atomic_folder(
 
     An empty folder at `path` is replaced. Anything else there is replaced only with `overwrite`, and only if
     `is_ours(path)` knows it (without `is_ours`, nothing is known); it stays in place until the new folder is
-    whole. Large files inside are for the body to fsync.
+    whole. Every file inside is on the disk before the folder has its name.
 
     Raises:
         RequestError: before the body, if `path` cannot be written or replaced (`check_folder_writable`);
@@ -120,7 +120,9 @@ def atomic_folder(
         try:
             yield partial
             with _refusing(f"{path} could not be written"):
-                _sync(partial)
+                for entry in [*partial.rglob("*"), partial]:
+                    if not entry.is_symlink():
+                        _sync(entry)
                 _move_folder(partial, target, overwrite, is_ours)
                 _sync(target.parent)
         finally:
