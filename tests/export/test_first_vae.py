@@ -1,0 +1,54 @@
+"""The VAE of LTX-Video 0.9.0, whose blocks the tiny checkpoints of the other tests do not have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLLTXVideo
+
+from telecine.backends.base import Session
+from telecine.backends.onnxruntime import OnnxRuntimeOptions, OnnxRuntimeSession
+from telecine_export import ltx_video
+from telecine_export.export import Progress, export_component
+from telecine_export.source import Source
+
+# Strided convolutions down, no residual and no timestep up: diffusers' defaults, at a sixteenth of the width.
+SMALL: dict[str, Any] = {
+    "block_out_channels": (8, 16, 32, 32),
+    "decoder_block_out_channels": (8, 16, 32, 32),
+    "layers_per_block": (1, 1, 1, 1, 1),
+    "decoder_layers_per_block": (1, 1, 1, 1, 1),
+    "latent_channels": 8,
+}
+# One pass in float32: convolutions of 27 * 32 products, summed in another order than torch's.
+TOLERANCE = 2e-5
+
+
+def test_its_encoder_and_decoder_at_sizes_that_were_not_traced(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    vae: Any = AutoencoderKLLTXVideo(**SMALL).eval()
+    vae.save_pretrained(tmp_path / "vae")
+    source = Source(root=tmp_path, pipeline_class="LTXPipeline")
+    config = vae.config
+    assert ltx_video.compression_ratios(config) == (8, 32)
+
+    def load(spec: Any) -> Session:
+        component = export_component(source, tmp_path, [spec], precision="fp32", opset=23, progress=Progress())
+        graph = component.graphs["main"]
+        return OnnxRuntimeSession.load(graph, tmp_path / graph.file.path, device="cpu", options=OnnxRuntimeOptions())
+
+    rng = np.random.default_rng(0)
+    with load(ltx_video.vae_encoder(config)) as encoder, torch.no_grad():
+        for batch, frames, height, width in ((1, 1, 32, 32), (2, 25, 64, 96)):
+            video = rng.uniform(-1, 1, (batch, 3, frames, height, width)).astype(np.float32)
+            expected = vae.encoder(torch.from_numpy(video))[:, :9].numpy()
+            np.testing.assert_allclose(encoder.run({"video": video})["moments"], expected, atol=TOLERANCE, rtol=0)
+    with load(ltx_video.vae_decoder(config)) as decoder, torch.no_grad():
+        for batch, frames, height, width in ((1, 1, 1, 1), (2, 4, 2, 3)):
+            latents = rng.standard_normal((batch, 8, frames, height, width), dtype=np.float32)
+            expected = vae.decode(torch.from_numpy(latents)).sample.numpy()
+            assert expected.shape == (batch, 3, 8 * frames - 7, 32 * height, 32 * width)
+            np.testing.assert_allclose(decoder.run({"latents": latents})["video"], expected, atol=TOLERANCE, rtol=0)
