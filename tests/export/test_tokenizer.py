@@ -15,25 +15,7 @@ import pytest
 from telecine.errors import SourceError
 from telecine.tokenizer import Tokenizer
 from telecine_export.tokenizer import save_tokenizer_json
-
-PROMPTS = [
-    "A red ball rolls to the left. The scene is captured in real-life footage.",
-    "",
-    "   ",
-    "  two  spaces, tabs\tand\nnewlines \r\n ",
-    "worst quality, inconsistent motion, blurry (((jittery))) -- distorted?!",
-    "ends early </s> and goes on",
-    "<extra_id_0> starts, middle<extra_id_7>glued <extra_id_99>",
-    " <extra_id_3>  spaces around a sentinel ",
-    "<pad> and <unk>",
-    "a fine ﬁne ①②③ ＡＢＣ ½ e\u0301 é",
-    "une caméra près de l'eau; ein großes Gebäude",
-    "一只红色的球滚到左边 cat",
-    "emoji 🎬🎥 and 👩‍👩‍👧",
-    "zero\u200bwidth no\u00a0break ideographic\u3000space",
-    "▁ the metaspace ▁itself",
-    "the quick brown ball " * 80,
-]
+from telecine_export.verify.ltx_video import PROMPTS
 
 
 def _make_tiny_checkpoint() -> ModuleType:
@@ -138,7 +120,7 @@ def saved(shipped: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_ids_and_masks_are_those_of_the_pipeline(saved: Path, oracle: Any, length: int) -> None:
     ours = Tokenizer.load(saved).encode(PROMPTS, max_sequence_length=length)
     theirs = oracle(
-        PROMPTS,
+        list(PROMPTS),
         padding="max_length",
         max_length=length,
         truncation=True,

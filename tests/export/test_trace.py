@@ -33,7 +33,7 @@ FP32 = 2e-5
 # float16 has 11 bits, so each operation rounds by 5e-4 of its size. Measured up to 5e-3, of fp32 and of torch's fp16.
 FP16 = 1e-2
 
-# DESIGN.md, "Graph contracts", at the tiny model's widths.
+# The graph contracts, at the widths of the tiny model.
 CONTRACTS: dict[str, tuple[dict[str, tuple[str, list[int | str]]], tuple[str, list[int | str]]]] = {
     "text_encoder": (
         {"input_ids": ("int64", ["batch", "text_length"])},

@@ -27,7 +27,7 @@ class Bound:
     mean: float
 
 
-# DESIGN.md, "What must hold" 2. A grey clip hides every fault: the reference's deviation must reach MIN_SPREAD.
+# What must hold of a whole run. A grey clip hides every fault: the reference's deviation must reach MIN_SPREAD.
 CONTRACT = Bound(2e-3, 2e-5)
 MIN_SPREAD = 0.05
 # What float32 really leaves between the two (rounding, in another order of summation): frames measure up to 5e-6 and

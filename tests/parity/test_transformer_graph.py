@@ -25,7 +25,7 @@ LTX = Grid(spatial=32, temporal=8)
 CHANNELS, TEXT_CHANNELS, BLOCKS = 16, 32, 2  # of the tiny checkpoint
 NONE, VALUES, SKIP_ATTENTION, SKIP_BLOCK = range(4)
 
-# DESIGN.md: one transformer call. Velocities have a deviation of 1.1; measured up to 3e-6.
+# The contract of one transformer call. Velocities have a deviation of 1.1; measured up to 3e-6.
 TRANSFORMER = 1e-5
 # Embeddings have a deviation of 1; measured up to 2e-6.
 TEXT_ENCODER = 1e-5
