@@ -74,7 +74,8 @@ def trace(spec: GraphSpec, *, precision: str, opset: int) -> ir.Model:
     for name, tensor in constants.items():
         model.graph.initializers[name].const_value = ir.tensor(tensor.numpy(), name=name)
     _store_linears_transposed(model)
-    for name in parameters & set(model.graph.initializers):
+    # In the graph's order, not a set's: the weights file follows it, and one source must give one file.
+    for name in [name for name in model.graph.initializers if name in parameters]:
         model.graph.initializers[name].name = spec.rename(name)
     for name, axis, symbol in spec.untied:
         free_axis(model, name, axis, symbol)

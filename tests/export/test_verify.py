@@ -66,14 +66,15 @@ def assert_sizes_were_not_traced(source: Path, report: dict[str, Any]) -> None:
 
 @pytest.fixture
 def perturbed(tiny_bundle: Path, tmp_path: Path) -> Callable[[str, float], Path]:
-    """`perturbed(component, change)`: `tiny_bundle` with one of a component's weights changed by so much."""
+    """`perturbed(component, change)`: `tiny_bundle` with 64 of a component's weights changed by so much."""
 
     def perturb(component: str, change: float) -> Path:
         copy = tmp_path / "perturbed"
         shutil.copytree(tiny_bundle, copy)
         weights = np.fromfile(copy / component / "weights.bin", np.float32)
         used = np.flatnonzero(weights)  # not the padding between tensors
-        weights[used[len(used) // 2]] += change
+        middle = len(used) // 2
+        weights[used[middle : middle + 64]] += change  # one alone may hardly matter
         weights.tofile(copy / component / "weights.bin")
         return copy
 
