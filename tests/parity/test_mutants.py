@@ -13,8 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-import telecine.families.ltx_video as ltx
 import telecine.guidance
+from telecine.families.ltx_video import decode, text_to_video
+from telecine.families.ltx_video import text as text_module
+from telecine.families.ltx_video.decode import DecodeSettings
+from telecine.families.ltx_video.host import Host
 from telecine.noise import Generator, randn
 
 # Everything that a fault could hide behind is unequal: height and width, prompts, decoder settings of the two videos.
@@ -51,45 +54,51 @@ def mutant(name: str, **change: Any) -> Callable[[Mutant], Mutant]:
     return register
 
 
+def patch_draws(patch: Patch, wrong: Callable[..., np.ndarray]) -> None:
+    """Replace what draws from the request's generators."""
+    for module in (text_to_video, decode):
+        patch(module, "randn", wrong)
+
+
 # Text
 
 
 @mutant("text mask ignored")
 def _(patch: Patch) -> None:
-    right = ltx._text
+    right = text_to_video.prompt_embeddings
 
     def wrong(*arguments: Any) -> Any:
         embeds, mask = right(*arguments)
         return embeds, np.ones_like(mask)
 
-    patch(ltx, "_text", wrong)
+    patch(text_to_video, "prompt_embeddings", wrong)
 
 
 @mutant("masks of negative and positive prompts swapped")
 def _(patch: Patch) -> None:
-    right = ltx._text
+    right = text_to_video.prompt_embeddings
 
     def wrong(*arguments: Any) -> Any:
         embeds, mask = right(*arguments)
         return embeds, np.concatenate(np.split(mask, 2)[::-1])
 
-    patch(ltx, "_text", wrong)
+    patch(text_to_video, "prompt_embeddings", wrong)
 
 
 @mutant("negative prompt ignored")
 def _(patch: Patch) -> None:
-    right = ltx._text
+    right = text_to_video.prompt_embeddings
 
     def wrong(models: Any, request: Any, *rest: Any) -> Any:
         return right(models, dataclasses.replace(request, negative_prompt=None), *rest)
 
-    patch(ltx, "_text", wrong)
+    patch(text_to_video, "prompt_embeddings", wrong)
 
 
 @mutant("pads masked out of T5")
 def _(patch: Patch) -> None:
     # T5's position bias depends on distances alone: masking the pads is encoding the text without them.
-    right = ltx._encode
+    right = text_module._encode
 
     def wrong(models: Any, tokens: Any) -> Any:
         embeds, mask = right(models, tokens)
@@ -100,13 +109,13 @@ def _(patch: Patch) -> None:
             embeds[row, :used] = unpadded["prompt_embeds"][0]
         return embeds, mask
 
-    patch(ltx, "_encode", wrong)
+    patch(text_module, "_encode", wrong)
 
 
 @mutant("prompts of a batch swapped")
 def _(patch: Patch) -> None:
-    right = ltx._tokenize
-    patch(ltx, "_tokenize", lambda models, prompts, length: right(models, prompts[::-1], length))
+    right = text_module._tokenize
+    patch(text_module, "_tokenize", lambda models, prompts, length: right(models, prompts[::-1], length))
 
 
 # Guidance
@@ -140,27 +149,27 @@ def _(patch: Patch) -> None:
 
 @mutant("frame rate off by one")
 def _(patch: Patch) -> None:
-    right = ltx.video_positions
-    patch(ltx, "video_positions", lambda latent, grid, rate: right(latent, grid, rate + 1))
+    right = text_to_video.video_positions
+    patch(text_to_video, "video_positions", lambda latent, grid, rate: right(latent, grid, rate + 1))
 
 
 @mutant("frame times causal")
 def _(patch: Patch) -> None:
     # As LTXConditionPipeline has them: the first latent holds one frame, so the others begin 7 frames earlier.
-    right = ltx.video_positions
+    right = text_to_video.video_positions
 
     def wrong(latent: Any, grid: Any, rate: float) -> Any:
         t, y, x = right(latent, grid, rate)
         return np.maximum(t - np.float32(7 / rate / 20), 0), y, x
 
-    patch(ltx, "video_positions", wrong)
+    patch(text_to_video, "video_positions", wrong)
 
 
 @mutant("rope axes swapped")
 def _(patch: Patch) -> None:
-    right = ltx.make_tables
+    right = text_to_video.make_tables
     patch(
-        ltx,
+        text_to_video,
         "make_tables",
         lambda positions, index, frequencies: right(
             tuple(positions[axis] for axis in (0, 2, 1)), np.ascontiguousarray(index[:, [0, 2, 1]]), frequencies
@@ -172,7 +181,7 @@ def _(patch: Patch) -> None:
 def _(patch: Patch) -> None:
     # The graph pads two pairs of columns in front; without them each column would have the angle of the one two
     # pairs on. Columns cycle through the axes (t, y, x): two on is the axis before, mostly at the next frequency.
-    right = ltx.make_tables
+    right = text_to_video.make_tables
 
     def two_pairs_on(table: np.ndarray, identity: float) -> np.ndarray:
         def following(axis: int) -> np.ndarray:
@@ -189,27 +198,27 @@ def _(patch: Patch) -> None:
             index=np.ascontiguousarray(tables.index[:, [2, 0, 1]]),
         )
 
-    patch(ltx, "make_tables", wrong)
+    patch(text_to_video, "make_tables", wrong)
 
 
 @mutant("rope sign flipped")
 def _(patch: Patch) -> None:
-    right = ltx.make_tables
+    right = text_to_video.make_tables
 
     def wrong(*arguments: Any) -> Any:
         tables = right(*arguments)
         return dataclasses.replace(tables, sin=-tables.sin)
 
-    patch(ltx, "make_tables", wrong)
+    patch(text_to_video, "make_tables", wrong)
 
 
 # Schedule
 
 
 def _reschedule(patch: Patch, **settings: Any) -> None:
-    right = ltx.make_schedule
+    right = text_to_video.make_schedule
     patch(
-        ltx,
+        text_to_video,
         "make_schedule",
         lambda config, **options: right(dataclasses.replace(config, **settings), **options),
     )
@@ -227,36 +236,42 @@ def _(patch: Patch) -> None:
 
 @mutant("shift of twice the tokens")
 def _(patch: Patch) -> None:
-    right = ltx.calculate_shift
-    patch(ltx, "calculate_shift", lambda tokens, config: right(2 * tokens, config))
+    right = text_to_video.calculate_shift
+    patch(text_to_video, "calculate_shift", lambda tokens, config: right(2 * tokens, config))
 
 
 @mutant("sigmas down to 1/1000")
 def _(patch: Patch) -> None:
-    patch(ltx, "pipeline_sigmas", lambda steps: np.linspace(1.0, 1 / 1000, steps))
+    patch(text_to_video, "pipeline_sigmas", lambda steps: np.linspace(1.0, 1 / 1000, steps))
 
 
 @mutant("last step dropped")
 def _(patch: Patch) -> None:
-    right = ltx.make_schedule
+    right = text_to_video.make_schedule
 
     def wrong(*arguments: Any, **options: Any) -> Any:
         schedule = right(*arguments, **options)
         return dataclasses.replace(schedule, timesteps=schedule.timesteps[:-1], sigmas=schedule.sigmas[:-1])
 
-    patch(ltx, "make_schedule", wrong)
+    patch(text_to_video, "make_schedule", wrong)
 
 
 @mutant("network told the sigma, not the timestep")
 def _(patch: Patch) -> None:
-    right = ltx.BoundTransformer.__call__
-    patch(ltx.BoundTransformer, "__call__", lambda self, latents, timestep: right(self, latents, timestep / 1000))
+    right = text_to_video.BoundTransformer.__call__
+    patch(
+        text_to_video.BoundTransformer,
+        "__call__",
+        lambda self, latents, timestep: right(self, latents, timestep / 1000),
+    )
 
 
 @mutant("network told whole timesteps")
 def _(patch: Patch) -> None:
-    right = ltx.BoundTransformer.__call__
-    patch(ltx.BoundTransformer, "__call__", lambda self, latents, timestep: right(self, latents, int(timestep)))
+    right = text_to_video.BoundTransformer.__call__
+    patch(
+        text_to_video.BoundTransformer, "__call__", lambda self, latents, timestep: right(self, latents, int(timestep))
+    )
 
 
 # Noise
@@ -273,7 +288,7 @@ def _(patch: Patch) -> None:
             return randn(generators[0], shape)
         return drawn[0]
 
-    patch(ltx, "_draw", wrong)
+    patch_draws(patch, wrong)
 
 
 @mutant("initial noise drawn packed")
@@ -281,28 +296,25 @@ def _(patch: Patch) -> None:
     def wrong(request: Any, host: Any, latent: Any, generators: list[Generator]) -> np.ndarray:
         return randn(generators[0], (request.videos, latent.tokens, host.latent_channels))
 
-    patch(ltx, "_initial_latents", wrong)
+    patch(text_to_video, "_initial_latents", wrong)
 
 
 @mutant("noise from NumPy's own generator")
 def _(patch: Patch) -> None:
-    patch(
-        ltx,
-        "_draw",
+    patch_draws(
+        patch,
         lambda generators, shape: np.random.default_rng(REQUEST["seed"]).standard_normal(shape, dtype=np.float32),
     )
 
 
 @mutant("listed seeds in reverse", **SEEDS)
 def _(patch: Patch) -> None:
-    right = ltx._draw
-    patch(ltx, "_draw", lambda generators, shape: right(generators[::-1], shape))
+    patch_draws(patch, lambda generators, shape: randn(generators[::-1], shape))
 
 
 @mutant("first seed for every video", **SEEDS)
 def _(patch: Patch) -> None:
-    right = ltx._draw
-    patch(ltx, "_draw", lambda generators, shape: right(generators[:1], shape))
+    patch_draws(patch, lambda generators, shape: randn(generators[:1], shape))
 
 
 # Decoding
@@ -310,29 +322,29 @@ def _(patch: Patch) -> None:
 
 @mutant("unpack transposed")
 def _(patch: Patch) -> None:
-    right = ltx.unpack
+    right = text_to_video.unpack
 
     def wrong(tokens: np.ndarray, latent: Any) -> np.ndarray:
         flipped = dataclasses.replace(latent, height=latent.width, width=latent.height)
         return np.ascontiguousarray(right(tokens, flipped).swapaxes(3, 4))
 
-    patch(ltx, "unpack", wrong)
+    patch(text_to_video, "unpack", wrong)
 
 
 @mutant("denormalise skipped")
 def _(patch: Patch) -> None:
-    patch(ltx, "_denormalize", lambda latents, host: latents)
+    patch(Host, "denormalize", lambda self, latents: latents)
 
 
 @mutant("decode noise omitted")
 def _(patch: Patch) -> None:
-    patch(ltx, "mix_decode_noise", lambda latents, noise, scale: latents)
+    patch(decode, "mix_decode_noise", lambda latents, noise, scale: latents)
 
 
 @mutant("decode noise added, not mixed")
 def _(patch: Patch) -> None:
     patch(
-        ltx,
+        decode,
         "mix_decode_noise",
         lambda latents, noise, scale: latents + scale.reshape(-1, 1, 1, 1, 1) * noise,
     )
@@ -340,48 +352,54 @@ def _(patch: Patch) -> None:
 
 @mutant("decode noise before denormalising")
 def _(patch: Patch) -> None:
-    right, denormalize = ltx.mix_decode_noise, ltx._denormalize
-    hosts: list[Any] = []
+    right, denormalize = decode.mix_decode_noise, Host.denormalize
+    hosts: list[Host] = []
 
-    def later(latents: np.ndarray, host: Any) -> np.ndarray:
-        hosts.append(host)
+    def later(self: Host, latents: np.ndarray) -> np.ndarray:
+        hosts.append(self)
         return latents
 
-    patch(ltx, "_denormalize", later)
-    patch(ltx, "mix_decode_noise", lambda *arguments: denormalize(right(*arguments), hosts[-1]))
+    patch(Host, "denormalize", later)
+    patch(decode, "mix_decode_noise", lambda *arguments: denormalize(hosts[-1], right(*arguments)))
 
 
 @mutant("decode timestep ignored")
 def _(patch: Patch) -> None:
-    right = ltx._decode_settings
+    right = DecodeSettings.of
 
     def wrong(request: Any) -> Any:
-        timestep, scale = right(request)
-        return np.zeros_like(timestep), scale
+        settings = right(request)
+        return DecodeSettings(np.zeros_like(settings.timestep), settings.noise_scale)
 
-    patch(ltx, "_decode_settings", wrong)
+    patch(DecodeSettings, "of", wrong)
 
 
 @mutant("decode noise scale ignored")
 def _(patch: Patch) -> None:
-    right = ltx._decode_settings
+    right = DecodeSettings.of
 
     def wrong(request: Any) -> Any:
-        timestep, _ = right(request)
-        return timestep, timestep
+        timestep = right(request).timestep
+        return DecodeSettings(timestep, timestep)
 
-    patch(ltx, "_decode_settings", wrong)
+    patch(DecodeSettings, "of", wrong)
 
 
 @mutant("first video's decoder settings for both")
 def _(patch: Patch) -> None:
-    right = ltx._decode_settings
-    patch(ltx, "_decode_settings", lambda request: tuple(np.full_like(each, each[0]) for each in right(request)))
+    right = DecodeSettings.of
+
+    def wrong(request: Any) -> Any:
+        settings = right(request)
+        first = (np.full_like(each, each[0]) for each in (settings.timestep, settings.noise_scale))
+        return DecodeSettings(*first)
+
+    patch(DecodeSettings, "of", wrong)
 
 
 @mutant("bytes cut off, not rounded", **BYTES)
 def _(patch: Patch) -> None:
-    patch(ltx, "to_uint8", lambda frames: (frames * 255).astype(np.uint8))
+    patch(decode, "to_uint8", lambda frames: (frames * 255).astype(np.uint8))
 
 
 @pytest.mark.parametrize("change", [{}, RESCALED, SEEDS, BYTES], ids=["as-is", "rescaled", "seeds", "bytes"])

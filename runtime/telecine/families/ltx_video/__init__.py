@@ -1,0 +1,32 @@
+"""LTX-Video 0.9.x on the host: what runs in which order, in NumPy, around its graphs.
+
+Axes: B videos, C latent channels, F H W latent frames, height, width, T = F·H·W tokens, L text length, D features.
+"""
+
+from __future__ import annotations
+
+from telecine.families.base import Family, PipelineSpec
+from telecine.families.ltx_video import text_to_video
+
+LTX_VIDEO = Family(
+    name="ltx-video",
+    pipelines={
+        "LTXPipeline": PipelineSpec(
+            run=text_to_video.run,
+            # LTXPipeline.__call__'s own.
+            defaults={
+                "height": 512,
+                "width": 704,
+                "num_frames": 161,
+                "frame_rate": 25.0,
+                "num_inference_steps": 50,
+                "guidance_scale": 3.0,
+                "guidance_rescale": 0.0,
+                "num_videos_per_prompt": 1,
+                "decode_timestep": 0.0,
+                "output_type": "np",
+                "max_sequence_length": 128,
+            },
+        ),
+    },
+)

@@ -1,0 +1,63 @@
+"""What the manifest tells the host math of one LTX-Video model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from telecine.errors import BundleError
+from telecine.latents import denormalize
+from telecine.schedulers.flow_match_euler import FlowMatchEulerConfig
+from telecine.shapes import Grid
+
+Array = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Host:
+    """Ratios, latent statistics, schedule and RoPE frequencies of one model."""
+
+    grid: Grid
+    latent_channels: int
+    text_channels: int
+    transformer_blocks: int
+    timestep_conditioning: bool
+    latents_mean: Array
+    latents_std: Array
+    scaling_factor: float
+    rope_frequencies: Array
+    scheduler: FlowMatchEulerConfig
+
+    @classmethod
+    def parse(cls, host: Mapping[str, Any]) -> Host:
+        """
+        Raises:
+            BundleError: a field is missing, or the scheduler is one that telecine does not have.
+        """
+        try:
+            return cls(
+                grid=Grid(spatial=host["spatial_ratio"], temporal=host["temporal_ratio"]),
+                latent_channels=host["latent_channels"],
+                text_channels=host["text_channels"],
+                transformer_blocks=host["transformer_blocks"],
+                timestep_conditioning=host["timestep_conditioning"],
+                latents_mean=np.array(host["latents_mean"], dtype=np.float32),
+                latents_std=np.array(host["latents_std"], dtype=np.float32),
+                scaling_factor=host["scaling_factor"],
+                rope_frequencies=np.array(host["rope_frequencies"], dtype=np.float32),
+                scheduler=FlowMatchEulerConfig.from_dict(host["scheduler"]),
+            )
+        except KeyError as error:
+            raise BundleError(
+                f"the manifest's host configuration has no {error}",
+                expected="an LTX-Video bundle of this telecine",
+                fix="Export the bundle again.",
+            ) from error
+
+    def denormalize(self, latents: Array) -> Array:
+        """(B, C, F, H, W) latents of the transformer's scale, brought to the VAE's."""
+        return denormalize(latents, self.latents_mean, self.latents_std, self.scaling_factor)
