@@ -8,12 +8,12 @@ import numpy as np
 import numpy.typing as npt
 
 from telecine.errors import Cancelled, RequestError
-from telecine.guidance import Guidance
+from telecine.guidance import Guidance, StepGuidance
 from telecine.schedulers.flow_match_euler import FlowMatchEulerConfig, Schedule, step
 
 Array = npt.NDArray[np.float32]
-# (B, T, C) latents and a timestep 0..1000 → (passes * B, T, C) velocities, in guidance's order.
-Network = Callable[[Array, float], Array]
+# (B, T, C) latents, a timestep 0..1000 and the step's guidance → (passes * B, T, C) velocities of the passes it needs.
+Network = Callable[[Array, float, StepGuidance], Array]
 # (step, steps, sigma, latents) → None, new latents, or False to stop the run.
 Callback = Callable[[int, int, float, Array], "Array | bool | None"]
 
@@ -39,7 +39,8 @@ def denoise(
     """
     steps = len(schedule.timesteps)
     for index, timestep in enumerate(schedule.timesteps):
-        velocity = guidance.combine(network(latents, timestep))
+        guided = guidance.at(index)
+        velocity = guided.combine(network(latents, timestep, guided))
         noise = draw_noise() if draw_noise else None
         latents = step(config, schedule, index, velocity, latents, noise=noise)
         if callback is not None:

@@ -1,37 +1,81 @@
-"""Guidance: how several predictions of the network become one."""
+"""Guidance: which passes of the network a step needs, and how their predictions become one."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.float32]
+Pass = Literal["negative", "positive", "perturbed"]
+
+# The order of a batch's passes. The perturbed one attends to the positive prompt.
+PASSES: tuple[Pass, ...] = ("negative", "positive", "perturbed")
+# What a perturbed block leaves out, by the values of the transformer graph's `stg_mode` input, where 0 is nothing:
+# the mixing of attention (the values themselves go on), attention altogether (its input goes on), or the whole block.
+STG_MODES = {"attention_values": 1, "attention_skip": 2, "transformer_block": 3}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Guidance:
-    """Classifier-free guidance of a request: `scale` above 1 turns it on, `rescale` in [0, 1] mixes the rescaling in.
+class StepGuidance:
+    """One step's guidance: a `scale` above 1 needs the negative prompt, an `stg_scale` above 0 the perturbed blocks.
 
-    Source: diffusers `LTXPipeline.guidance_scale`, `guidance_rescale`, `do_classifier_free_guidance`.
+    Alone, classifier-free guidance is diffusers' and so is its rescaling, bit for bit. With spatio-temporal guidance
+    the order is Lightricks': classifier-free, plus stg_scale (c - p), then the rescaling against c, with or without
+    a negative prompt. There a rescaling of 1 means none; here 0 does, as in diffusers, and 1 means all of it.
+
+    Source: diffusers `LTXPipeline.__call__`; Lightricks/LTX-Video `LTXVideoPipeline.__call__`.
     """
 
-    scale: float
+    scale: float = 1.0
     rescale: float = 0.0
+    stg_scale: float = 0.0
+    stg_mode: str = "attention_values"
+    stg_blocks: tuple[int, ...] = ()
+    cfg_star: bool = False
 
     @property
-    def passes(self) -> int:
-        """How many times the network runs on each video: [negative, positive], or once."""
-        return 2 if self.scale > 1 else 1
+    def passes(self) -> tuple[Pass, ...]:
+        """What the network runs on each video, in the order of the batch."""
+        needed = {"negative": self.scale > 1, "positive": True, "perturbed": self.stg_scale > 0}
+        return tuple(each for each in PASSES if needed[each])
+
+    def stg_modes(self, blocks: int, batch: int) -> npt.NDArray[np.int32]:
+        """(blocks, passes * B) modes of the transformer's blocks: zeros but for the perturbed pass's rows."""
+        modes = np.zeros((blocks, len(self.passes), batch), np.int32)
+        if "perturbed" in self.passes:
+            modes[list(self.stg_blocks), -1] = STG_MODES[self.stg_mode]
+        return modes.reshape(blocks, -1)
 
     def combine(self, velocities: Array) -> Array:
-        """(passes * B, T, C) velocities, negative first → (B, T, C)."""
-        if self.passes == 1:
+        """(passes * B, T, C) velocities, in the passes' order → (B, T, C)."""
+        if len(self.passes) == 1:
             return velocities
-        uncond, cond = np.split(velocities, 2)
-        guided = classifier_free(uncond, cond, self.scale)
+        given = dict(zip(self.passes, np.split(velocities, len(self.passes)), strict=True))
+        guided = cond = given["positive"]
+        if "negative" in given:
+            uncond = project(given["negative"], cond) if self.cfg_star else given["negative"]
+            guided = classifier_free(uncond, cond, self.scale)
+        if "perturbed" in given:
+            guided = spatio_temporal(guided, cond, given["perturbed"], self.stg_scale)
         return rescale(guided, cond, self.rescale) if self.rescale > 0 else guided
+
+
+@dataclass(frozen=True, slots=True)
+class Guidance:
+    """The guidance of a run, step by step."""
+
+    steps: tuple[StepGuidance, ...]
+
+    def at(self, step: int) -> StepGuidance:
+        return self.steps[step]
+
+    @property
+    def passes(self) -> tuple[Pass, ...]:
+        """What any of the steps needs; each step's own passes are neighbours among them."""
+        return tuple(each for each in PASSES if any(each in step.passes for step in self.steps))
 
 
 def classifier_free(uncond: Array, cond: Array, scale: float) -> Array:
@@ -46,6 +90,28 @@ def classifier_free(uncond: Array, cond: Array, scale: float) -> Array:
     return out
 
 
+def project(uncond: Array, cond: Array) -> Array:
+    """Scale each video of `uncond` (B, ...) to its nearest point to `cond`: u <c, u> / (|u|² + 1e-8), float32.
+
+    Source: Fan et al. 2025 (CFG-Zero*), the optimized scale; Lightricks/LTX-Video `cfg_star_rescale`.
+    """
+    c, u = (values.reshape(len(values), -1) for values in (cond, uncond))
+    dot = np.einsum("bn,bn->b", c, u, dtype=np.float64)
+    factor = dot / (np.einsum("bn,bn->b", u, u, dtype=np.float64) + 1e-8)
+    return np.multiply(uncond, _per_video(factor, uncond.ndim), dtype=np.float32)
+
+
+def spatio_temporal(guided: Array, cond: Array, perturbed: Array, scale: float) -> Array:
+    """Push a guided prediction (B, ...) away from the perturbed network's: g + scale (c - p), float32.
+
+    Source: Hyung et al. 2024 (STG); Lightricks/LTX-Video `LTXVideoPipeline.__call__`.
+    """
+    out = np.subtract(cond, perturbed, dtype=np.float32)
+    out *= np.float32(scale)
+    out += guided
+    return out
+
+
 def rescale(guided: Array, cond: Array, phi: float) -> Array:
     """Pull the spread of a guided prediction (B, ...) back to that of `cond`, by a factor phi in 0..1.
 
@@ -55,10 +121,15 @@ def rescale(guided: Array, cond: Array, phi: float) -> Array:
     """
     ratio = _deviation(cond) / _deviation(guided)
     # phi * (g * ratio) + (1 - phi) * g, as one multiplication of the large array.
-    factor = (phi * ratio + (1 - phi)).astype(np.float32)
-    return np.multiply(guided, factor.reshape(-1, *[1] * (guided.ndim - 1)), dtype=np.float32)
+    factor = phi * ratio + (1 - phi)
+    return np.multiply(guided, _per_video(factor, guided.ndim), dtype=np.float32)
 
 
 def _deviation(values: Array) -> npt.NDArray[np.float64]:
     """(B,) unbiased standard deviations of (B, ...), accumulated in float64."""
     return np.std(values.reshape(len(values), -1), axis=1, ddof=1, dtype=np.float64)
+
+
+def _per_video(factors: npt.NDArray[np.float64], axes: int) -> Array:
+    """(B,) factors as float32 (B, 1, ...), for an array of so many axes."""
+    return factors.astype(np.float32).reshape(-1, *[1] * (axes - 1))

@@ -136,8 +136,13 @@ class Pipeline:
         frame_rate: float | None = None,
         num_inference_steps: int | None = None,
         timesteps: Sequence[float] | None = None,
-        guidance_scale: float | None = None,
-        guidance_rescale: float | None = None,
+        guidance_scale: float | Sequence[float] | None = None,
+        guidance_rescale: float | Sequence[float] | None = None,
+        guidance_sigmas: Sequence[float] | None = None,
+        cfg_star: bool | None = None,
+        stg_scale: float | Sequence[float] | None = None,
+        stg_mode: str | None = None,
+        stg_blocks: Sequence[int] | Sequence[Sequence[int]] | None = None,
         num_videos_per_prompt: int | None = None,
         seed: int | Sequence[int] | None = None,
         latents: npt.NDArray[Any] | None = None,
@@ -159,6 +164,11 @@ class Pipeline:
         the bundle stands for (`pipeline` names another). `seed` means `torch.Generator("cpu").manual_seed(seed)`, or
         is a list, one a video; none is a random one, told in the result. `callback(step, steps, sigma, latents)` sees
         each step and may return new latents, or False to stop the run.
+
+        `stg_scale` above 0 is spatio-temporal guidance: away from a pass with its `stg_blocks` perturbed by `stg_mode`,
+        "attention_values", "attention_skip" or "transformer_block". `cfg_star` scales the negative prediction to the
+        positive one. The three scales may be lists, and `stg_blocks` a list of lists: one for each step; or one for
+        each of the descending `guidance_sigmas`, where a step takes the first that is not above its own, or the last.
 
         Raises:
             RequestError: a parameter is wrong, or another request is running.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import secrets
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from telecine.errors import BundleError, RequestError
+from telecine.guidance import STG_MODES
+from telecine.per_step import listed
 
 OUTPUT_TYPES = ("np", "uint8", "latent")
 # Far above what anyone asks for, far below what overflows an array's size or stops the process in native code.
@@ -35,8 +38,13 @@ class Request:
     frame_rate: float
     num_inference_steps: int
     timesteps: Sequence[float] | None = None
-    guidance_scale: float
-    guidance_rescale: float
+    guidance_scale: float | Sequence[float]
+    guidance_rescale: float | Sequence[float]
+    guidance_sigmas: Sequence[float] | None = None
+    cfg_star: bool = False
+    stg_scale: float | Sequence[float] = 0.0
+    stg_mode: str = "attention_values"
+    stg_blocks: Sequence[int] | Sequence[Sequence[int]] | None = None
     num_videos_per_prompt: int
     seed: int | Sequence[int] | None = None
     latents: Array | None = None
@@ -70,22 +78,17 @@ class Request:
             merged |= {name: value for name, value in layer.items() if value is not None and name not in merged}
         request = cls(**merged)
         request._check_numbers()
+        request._check_guidance()
+        request._check_guidance_lists()
         request._check_texts()
         request._check_arrays()
         request._check_size()
         return request
 
     def _check_numbers(self) -> None:
-        finite = {"frame_rate": self.frame_rate, "guidance_scale": self.guidance_scale}
-        for name, value in finite.items():
-            _check(_is_number(value), f"{name} is {value!r}", "a finite number", "Give a number such as 3.0.")
-        _check(self.frame_rate > 0, f"frame_rate is {self.frame_rate}", "above 0", "Use 24 or 25.")
-        _check(
-            _is_number(self.guidance_rescale) and 0 <= self.guidance_rescale <= 1,
-            f"guidance_rescale is {self.guidance_rescale!r}",
-            "a number from 0 to 1",
-            "Use 0 for none; 0.7 is usual.",
-        )
+        rate = self.frame_rate
+        _check(_is_number(rate), f"frame_rate is {rate!r}", "a finite number", "Give a number such as 24.0.")
+        _check(rate > 0, f"frame_rate is {rate}", "above 0", "Use 24 or 25.")
         for name in ("num_inference_steps", "num_videos_per_prompt", "max_sequence_length"):
             value = getattr(self, name)
             _check(
@@ -99,6 +102,45 @@ class Request:
             f"output_type is {self.output_type!r}",
             f"one of {', '.join(OUTPUT_TYPES)}",
             "Use 'np' for floats in [0, 1], 'uint8' for bytes, 'latent' to skip the decoder.",
+        )
+
+    def _check_guidance(self) -> None:
+        """What can be said before the steps of the run and the blocks of the model are known."""
+        for name, low, high, kind, fix in (
+            ("guidance_scale", -MAX_FLOAT, MAX_FLOAT, "a finite number", "Give a number such as 3.0."),
+            ("guidance_rescale", 0, 1, "a number from 0 to 1", "Use 0 for none; 0.7 is usual."),
+            ("stg_scale", 0, MAX_FLOAT, "a number from 0", "Use 0 for none; 1.0 is usual."),
+        ):
+            value = getattr(self, name)
+            right = all(_is_number(item) and low <= item <= high for item in listed(value) or [value])
+            _check(right, f"{name} is {value!r}", f"{kind}, or a list of such", fix)
+        _check(isinstance(self.cfg_star, bool), f"cfg_star is {self.cfg_star!r}", "True or False", "Use one of them.")
+        _check(
+            self.stg_mode in tuple(STG_MODES),
+            f"stg_mode is {self.stg_mode!r}",
+            f"one of {', '.join(STG_MODES)}",
+            "LTX-Video's attention has no residual of its own to leave out: that mode would change nothing."
+            if self.stg_mode == "residual"
+            else "Leave it out for attention_values.",
+        )
+
+    def _check_guidance_lists(self) -> None:
+        blocks = [] if self.stg_blocks is None else listed(self.stg_blocks)
+        rows = blocks if blocks and listed(blocks[0]) is not None else [blocks]
+        _check(
+            all((row := listed(each)) is not None and all(map(_is_whole, row)) for each in rows),
+            f"stg_blocks is {self.stg_blocks!r}",
+            "a list of block indexes, or a list of such lists",
+            "Pass stg_blocks=[19], or [[11, 25], [28], ...] with a list a step.",
+        )
+        sigmas = [] if self.guidance_sigmas is None else listed(self.guidance_sigmas)
+        _check(
+            sigmas is not None
+            and all(_is_number(sigma) and 0 <= sigma <= 1 for sigma in sigmas)
+            and all(high > low for high, low in itertools.pairwise(sigmas)),
+            f"guidance_sigmas is {self.guidance_sigmas!r}",
+            "strictly descending numbers from 1 to 0",
+            "Give sigmas such as [1.0, 0.98, 0.6], and a value for each in the lists.",
         )
 
     def _check_texts(self) -> None:

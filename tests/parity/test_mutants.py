@@ -262,7 +262,7 @@ def _(patch: Patch) -> None:
     patch(
         text_to_video.BoundTransformer,
         "__call__",
-        lambda self, latents, timestep: right(self, latents, timestep / 1000),
+        lambda self, latents, timestep, *rest: right(self, latents, timestep / 1000, *rest),
     )
 
 
@@ -270,7 +270,9 @@ def _(patch: Patch) -> None:
 def _(patch: Patch) -> None:
     right = text_to_video.BoundTransformer.__call__
     patch(
-        text_to_video.BoundTransformer, "__call__", lambda self, latents, timestep: right(self, latents, int(timestep))
+        text_to_video.BoundTransformer,
+        "__call__",
+        lambda self, latents, timestep, *rest: right(self, latents, int(timestep), *rest),
     )
 
 

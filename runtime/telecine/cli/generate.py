@@ -24,6 +24,17 @@ def _numbers(_: click.Context, __: click.Parameter, text: str | None) -> list[fl
         raise click.BadParameter(f"{text!r} is not a list of numbers such as 1000,900,500") from error
 
 
+def _blocks(_: click.Context, __: click.Parameter, text: str | None) -> list[int] | list[list[int]] | None:
+    """`11,25` → indexes; `11,25;;28` → a list of them a step."""
+    if text is None:
+        return None
+    try:
+        steps = [[int(item) for item in step.split(",")] if step.strip() else [] for step in text.split(";")]
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r} is not a list of blocks such as 11,25 or 11,25;28") from error
+    return steps if ";" in text else steps[0]
+
+
 @main.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
@@ -41,8 +52,13 @@ def _numbers(_: click.Context, __: click.Parameter, text: str | None) -> list[fl
 @click.option("--frame-rate", type=float, help="Frames a second that the model is told.")
 @click.option("--num-inference-steps", type=int)
 @click.option("--timesteps", callback=_numbers, help="Custom descending timesteps: 1000,900,...")
-@click.option("--guidance-scale", type=float)
-@click.option("--guidance-rescale", type=float)
+@click.option("--guidance-scale", callback=_numbers, help="One, or one a step: 1,6,8")
+@click.option("--guidance-rescale", callback=_numbers, help="0 to 1; one, or one a step.")
+@click.option("--guidance-sigmas", callback=_numbers, help="Lists hold a value for each of these: 1,0.98,0.6")
+@click.option("--cfg-star/--no-cfg-star", default=None, help="Scale the negative prediction to the positive one.")
+@click.option("--stg-scale", callback=_numbers, help="Of spatio-temporal guidance; one, or one a step.")
+@click.option("--stg-mode", help="attention_values (the default), attention_skip or transformer_block.")
+@click.option("--stg-blocks", callback=_blocks, help="Blocks to perturb: 19; a list a step: 11,25;28")
 @click.option("--num-videos-per-prompt", type=int)
 @click.option("--seed", type=int, multiple=True, help="One for all videos, or one a video. Default: random.")
 @click.option("--latents", type=click.Path(path_type=Path), help="Initial packed latents: `latents` in a safetensors.")
@@ -74,7 +90,7 @@ def generate(
     import telecine
 
     latent = parameters["output_type"] == "latent"
-    for name in ("prompt", "negative_prompt", "seed", "decode_timestep", "decode_noise_scale"):
+    for name in ONE_OR_MANY:
         parameters[name] = _one_or_many(parameters[name])
     parameters |= _arrays(parameters.pop("latents"), ("latents",))
     parameters |= _arrays(parameters.pop("prompt_embeds"), EMBEDS)
@@ -104,6 +120,10 @@ def generate(
         )
 
 
+ONE_OR_MANY = (
+    "prompt", "negative_prompt", "seed", "guidance_scale", "guidance_rescale", "stg_scale", "decode_timestep",
+    "decode_noise_scale",
+)  # fmt: skip
 EMBEDS = ("prompt_embeds", "prompt_attention_mask", "negative_prompt_embeds", "negative_prompt_attention_mask")
 
 

@@ -3,32 +3,37 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
 
 from telecine.families.base import Models
 from telecine.families.ltx_video.host import Host
-from telecine.guidance import Guidance
+from telecine.guidance import Guidance, Pass
 from telecine.request import Request
 from telecine.tokenizer import TokenizedText
 
 logger = logging.getLogger(__name__)
 
 Array = npt.NDArray[np.float32]
+SIDES: Mapping[Pass, str] = {"negative": "negative_prompt", "positive": "prompt", "perturbed": "prompt"}
 
 
 def prompt_embeddings(models: Models, request: Request, host: Host, guidance: Guidance) -> tuple[Array, Array]:
-    """(passes * B, L, D) embeddings and (passes * B, L) mask, negative before positive."""
-    sides = ("prompt",) if guidance.passes == 1 else ("negative_prompt", "prompt")
+    """(passes * B, L, D) embeddings and (passes * B, L) mask of the passes that the run needs, in their order."""
+    sides = tuple(dict.fromkeys(SIDES[each] for each in guidance.passes))
     given = {side: request.embeds(side, host.text_channels) for side in sides}
     length = given["prompt"][0].shape[1] if given["prompt"] else request.max_sequence_length
     # All is tokenized before the text encoder, gigabytes of it, is loaded for any.
     tokens = {side: _tokenize(models, _prompts(request, side), length) for side in sides if given[side] is None}
-    parts = [given[side] or _encode(models, tokens[side]) for side in sides]
+    parts = {side: given[side] or _encode(models, tokens[side]) for side in sides}
     # Each prompt's videos stand together (diffusers tiles its masks in another order than its embeddings).
-    repeated = [[np.repeat(array, request.num_videos_per_prompt, axis=0) for array in part] for part in parts]
-    return np.concatenate([part[0] for part in repeated]), np.concatenate([part[1] for part in repeated])
+    embeds, mask = (
+        np.concatenate([np.repeat(array, request.num_videos_per_prompt, axis=0) for array in arrays])
+        for arrays in zip(*(parts[SIDES[each]] for each in guidance.passes), strict=True)
+    )
+    return embeds, mask
 
 
 def _prompts(request: Request, side: str) -> list[str]:

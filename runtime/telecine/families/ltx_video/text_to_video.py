@@ -11,10 +11,10 @@ from telecine.denoise import Callback, denoise
 from telecine.errors import RequestError
 from telecine.families.base import Models, Output, Stage
 from telecine.families.ltx_video.decode import DecodeSettings, decode
+from telecine.families.ltx_video.guidance import request_guidance
 from telecine.families.ltx_video.host import Host
 from telecine.families.ltx_video.text import prompt_embeddings
 from telecine.families.ltx_video.transformer import BoundTransformer
-from telecine.guidance import Guidance
 from telecine.latents import pack, unpack
 from telecine.noise import Generator, randn, second_stream
 from telecine.request import Request
@@ -37,8 +37,8 @@ def run(models: Models, request: Request, *, stage: Stage, callback: Callback | 
     host = Host.parse(models.host)
     shape = _video_shape(request, host)
     latent = shape.latent(host.grid)
-    guidance = Guidance(scale=request.guidance_scale, rescale=request.guidance_rescale)
     schedule = _schedule(request, host, latent)
+    guidance = request_guidance(request, schedule.sigmas[:-1], host)
     seeds = request.seeds()
     generators = [Generator(seed) for seed in seeds]
     stochastic = [second_stream(seed) for seed in seeds]
