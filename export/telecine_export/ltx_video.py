@@ -113,6 +113,26 @@ RECOMMENDED: Mapping[str, Mapping[str, Any]] = {
     },
 }  # fmt: skip
 
+# What Lightricks' own configurations ask of the models that are not distilled, by the number of transformer blocks:
+# configs/ltxv-2b-*.yaml, and the first pass of ltxv-13b-*-dev.yaml over all of its steps (its second pass ends it
+# otherwise). A `rescaling_scale` of 1 means none there: 0 here.
+OFFICIAL_SIZE = {"width": 1216, "height": 704, "num_frames": 121, "frame_rate": 30.0, "max_sequence_length": 256}
+OFFICIAL_DECODING = {"decode_timestep": 0.05, "decode_noise_scale": 0.025}
+OFFICIAL: Mapping[int, Mapping[str, Any]] = {
+    28: {
+        "num_inference_steps": 40, "guidance_scale": 3.0, "guidance_rescale": 0.7,
+        "stg_scale": 1.0, "stg_mode": "attention_values", "stg_blocks": [19],
+    },
+    48: {
+        "num_inference_steps": 30, "cfg_star": True,
+        "guidance_sigmas": [1.0, 0.996, 0.9933, 0.985, 0.9767, 0.9008, 0.618],
+        "guidance_scale": [1.0, 1.0, 6.0, 8.0, 6.0, 1.0, 1.0],
+        "guidance_rescale": [0.0, 0.0, 0.5, 0.5, 0.0, 0.0, 0.0],
+        "stg_scale": [0.0, 0.0, 4.0, 4.0, 4.0, 2.0, 1.0], "stg_mode": "attention_values",
+        "stg_blocks": [[], [11, 25, 35, 39], [22, 35, 39], [28], [28], [28], [28]],
+    },
+}  # fmt: skip
+
 
 def variant(source: Source) -> str:
     """The first release with this architecture, told from the configuration and never from a file name."""
@@ -126,8 +146,16 @@ def variant(source: Source) -> str:
 
 
 def presets(source: Source) -> dict[str, dict[str, Any]]:
-    """Named settings of `generate`: what the model's documentation recommends."""
-    return {"recommended": {"negative_prompt": NEGATIVE_PROMPT, **RECOMMENDED[variant(source)]}}
+    """Named settings of `generate`: what diffusers' documentation recommends, and what the model's makers use.
+
+    Blocks of "official" are those of the published models: a model with another number of them has no such preset.
+    """
+    named = {"recommended": {"negative_prompt": NEGATIVE_PROMPT, **RECOMMENDED[variant(source)]}}
+    layers = _complete(LTXVideoTransformer3DModel, source.config("transformer"))["num_layers"]
+    if layers in OFFICIAL:
+        decoding = OFFICIAL_DECODING if source.config("vae").get("timestep_conditioning") else {}
+        named["official"] = {"negative_prompt": NEGATIVE_PROMPT, **OFFICIAL_SIZE, **OFFICIAL[layers], **decoding}
+    return named
 
 
 def graphs(source: Source) -> list[GraphSpec]:
