@@ -7,14 +7,20 @@ import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKLLTXVideo
 from diffusers.models.transformers.transformer_ltx import LTXVideoRotaryPosEmbed
 
 from telecine.errors import SourceError
+from telecine.families import FAMILIES
+from telecine.families.ltx_video.guidance import request_guidance
+from telecine.request import Request
+from telecine.schedulers.flow_match_euler import pipeline_sigmas
 from telecine_export import ltx_video
 from telecine_export.families import family_of
 from telecine_export.source import Source, open_source
@@ -40,6 +46,7 @@ VAE_095 = VAE_091 | {
     "spatial_compression_ratio": 32,
     "temporal_compression_ratio": 8,
 }
+RUNTIME_DEFAULTS = FAMILIES["ltx-video"].pipelines["LTXPipeline"].defaults
 TRANSFORMER_13B = {"num_layers": 48, "attention_head_dim": 128, "cross_attention_dim": 4096}
 
 
@@ -75,6 +82,39 @@ def test_variants_are_told_from_the_configuration(
     assert preset["width"] % 32 == preset["height"] % 32 == 0
     assert preset["num_frames"] % 8 == 1
     assert ("decode_timestep" in preset) == bool(vae)
+
+
+@pytest.mark.parametrize(("transformer", "blocks"), [({}, 28), (TRANSFORMER_13B, 48)], ids=["2B", "13B"])
+@pytest.mark.parametrize("vae", [{}, VAE_095], ids=["0.9.0", "0.9.5"])
+def test_the_official_preset_is_a_request_that_the_model_takes(
+    vae: dict, transformer: dict, blocks: int, configured: Callable[..., Source]
+) -> None:
+    presets = ltx_video.presets(configured(vae, transformer))
+    preset = json.loads(json.dumps(presets["official"]))  # as a manifest holds it
+    assert ("decode_timestep" in preset) == bool(vae)
+    request = Request.resolve({"prompt": "a fox"}, preset, RUNTIME_DEFAULTS)
+    host: Any = SimpleNamespace(transformer_blocks=blocks)
+    steps = request_guidance(request, pipeline_sigmas(request.num_inference_steps).astype(np.float32), host).steps
+    assert any(step.stg_scale > 0 for step in steps)
+    assert request.width % 32 == request.height % 32 == 0
+    assert request.num_frames % 8 == 1
+
+
+def test_the_official_schedule_of_13b(configured: Callable[..., Source]) -> None:
+    preset = ltx_video.presets(configured(VAE_095, TRANSFORMER_13B))["official"]
+    sigmas = np.array([1, 0.999, 0.996, 0.995, 0.99, 0.98, 0.95, 0.7, 0.1], np.float32)
+    host: Any = SimpleNamespace(transformer_blocks=48)
+    steps = request_guidance(Request.resolve({"prompt": "a"}, preset, RUNTIME_DEFAULTS), sigmas, host).steps
+    assert [step.scale for step in steps] == [1, 1, 1, 6, 8, 6, 1, 1, 1]
+    assert [step.stg_scale for step in steps] == [0, 0, 0, 4, 4, 4, 2, 1, 1]
+    assert [step.rescale for step in steps] == [0, 0, 0, 0.5, 0.5, 0, 0, 0, 0]
+    late = [(28,)] * 4
+    assert [step.stg_blocks for step in steps] == [(), *[(11, 25, 35, 39)] * 2, (22, 35, 39), (28,), *late]
+    assert all(step.cfg_star for step in steps)
+
+
+def test_blocks_of_published_models_are_no_preset_of_others(configured: Callable[..., Source]) -> None:
+    assert set(ltx_video.presets(configured({}, {"num_layers": 12}))) == {"recommended"}
 
 
 def test_real_configurations_give_the_contracts(configured: Callable[..., Source]) -> None:

@@ -62,6 +62,18 @@ class TestGenerate:
         np.testing.assert_array_equal(by_name.frames, asked.frames)
         assert np.abs(np.subtract(more.frames, asked.frames)).max() > 1e-3
 
+    def test_a_preset_may_hold_lists(self, tiny_bundle: Path, edited_bundle: Callable[..., Path]) -> None:
+        preset = {
+            "guidance_sigmas": [1.0, 0.5], "guidance_scale": [1.0, 4.0], "cfg_star": True,
+            "stg_scale": [0.0, 1.0], "stg_blocks": [[], [0, 1]], "stg_mode": "attention_skip",
+        }  # fmt: skip
+        with telecine.load(edited_bundle(tiny_bundle, presets={"official": preset})) as pipe:
+            by_name = pipe.generate("a", preset="official", **SMALL)
+            asked = pipe.generate("a", **SMALL | preset)
+            other = pipe.generate("a", preset="official", **SMALL | {"stg_scale": 0.0})
+        np.testing.assert_array_equal(by_name.frames, asked.frames)
+        assert np.abs(np.subtract(other.frames, asked.frames)).max() > 1e-3
+
     def test_a_preset_that_sets_the_unknown(self, tiny_bundle: Path, edited_bundle: Callable[..., Path]) -> None:
         with (
             telecine.load(edited_bundle(tiny_bundle, presets={"odd": {"sharpness": 1}})) as pipe,
@@ -123,6 +135,12 @@ class TestRefusals:
             ({"decode_noise_scale": float("nan")}, "decode_noise_scale is"),
             ({"guidance_scale": float("inf")}, "guidance_scale is"),
             ({"guidance_rescale": 2}, "from 0 to 1"),
+            ({"guidance_scale": [3.0]}, "guidance_scale has 1 values; expected 2"),
+            ({"timesteps": [900, 500, 100], "guidance_scale": [3.0, 1.0]}, "guidance_scale has 2 values; expected 3"),
+            ({"stg_scale": 1.0}, "no stg_blocks"),
+            ({"stg_scale": 1.0, "stg_blocks": [2]}, "stg_blocks has 2; expected indexes from 0 to 1"),
+            ({"stg_mode": "residual"}, "no residual of its own"),
+            ({"guidance_sigmas": [0.5, 0.9]}, "strictly descending"),
             ({"frame_rate": 0}, "frame_rate is 0"),
             ({"num_inference_steps": 0}, "num_inference_steps is 0"),
             ({"num_inference_steps": 1}, "Use at least 2 inference steps"),  # shift_terminal needs two

@@ -68,6 +68,64 @@ def test_rescale_is_a_fraction(value: Any) -> None:
         request(guidance_rescale=value)
 
 
+@pytest.mark.parametrize("value", [-0.5, np.nan, np.inf, "1", True, [1.0, -1.0], [], [[1.0]]])
+def test_a_scale_of_spatio_temporal_guidance_is_not_negative(value: Any) -> None:
+    with pytest.raises(RequestError, match="stg_scale is .*; expected a number from 0, or a list of such"):
+        request(stg_scale=value)
+
+
+@pytest.mark.parametrize("name", ["guidance_scale", "guidance_rescale", "stg_scale"])
+@pytest.mark.parametrize("value", [[0.5, 1, 0], (0.25,), np.array([0.5, 1.0])])
+def test_scales_may_be_lists(name: str, value: Any) -> None:
+    assert getattr(request(**{name: value}), name) is value
+
+
+@pytest.mark.parametrize("value", [[0.7, 1.5], [0.7, np.nan], [0.7, "1"], [0.7, None]])
+def test_every_value_of_a_list_is_checked(value: Any) -> None:
+    with pytest.raises(RequestError, match="guidance_rescale is .*; expected a number from 0 to 1, or a list of such"):
+        request(guidance_rescale=value)
+
+
+@pytest.mark.parametrize("value", ["stg_av", "", 1, "Attention_Values"])
+def test_an_unknown_mode_lists_the_known_ones(value: Any) -> None:
+    expected = "expected one of attention_values, attention_skip, transformer_block"
+    with pytest.raises(RequestError, match=f"stg_mode is {value!r}; {expected}"):
+        request(stg_mode=value)
+
+
+def test_the_residual_mode_is_refused_with_its_reason() -> None:
+    with pytest.raises(RequestError, match=r"stg_mode is 'residual'.* has no residual of its own .*change nothing"):
+        request(stg_mode="residual")
+
+
+@pytest.mark.parametrize("value", [1, "yes", 0.5])
+def test_cfg_star_is_a_switch(value: Any) -> None:
+    with pytest.raises(RequestError, match="cfg_star is .*; expected True or False"):
+        request(cfg_star=value)
+
+
+@pytest.mark.parametrize("value", [19, "19", [1.5], [True], ["1"], [[1], 2], [1, [2]], [[[1]]], [[1.0]], [None], {1}])
+def test_blocks_are_indexes_in_a_list_or_lists_of_them(value: Any) -> None:
+    with pytest.raises(RequestError, match="stg_blocks is .*; expected a list of block indexes, or a list of such"):
+        request(stg_blocks=value)
+
+
+@pytest.mark.parametrize("value", [[], [19], (1, 2), range(3), np.array([1]), [[], [1, 2]], [(1,), np.array([2])]])
+def test_blocks_come_in_any_list(value: Any) -> None:
+    assert request(stg_blocks=value).stg_blocks is value
+
+
+@pytest.mark.parametrize("value", [0.5, "1", [0.5, 0.5], [0.5, 0.9], [1.1], [-0.1], [np.nan], ["1"], [[1.0]], [True]])
+def test_sigmas_of_guidance_descend(value: Any) -> None:
+    with pytest.raises(RequestError, match="guidance_sigmas is .*; expected strictly descending numbers from 1 to 0"):
+        request(guidance_sigmas=value)
+
+
+@pytest.mark.parametrize("value", [[], [1.0], [1, 0.5, 0], (0.9, 0.1), np.array([0.5, 0.25])])
+def test_sigmas_of_guidance_come_in_any_list(value: Any) -> None:
+    assert request(guidance_sigmas=value).guidance_sigmas is value
+
+
 @pytest.mark.parametrize("name", ["num_inference_steps", "num_videos_per_prompt", "max_sequence_length"])
 @pytest.mark.parametrize("value", [0, -1, 2.0, "2", True, np.nan, MAX_COUNT + 1, 10**30])
 def test_counts_are_whole_and_of_this_world(name: str, value: Any) -> None:

@@ -149,7 +149,8 @@ def test_options_arrive_as_they_were_given(run: Run, tmp_path: Path, monkeypatch
     monkeypatch.setattr(Pipeline, "generate", generate)
     options = {
         "negative_prompt": "grey", "frame_rate": 12.5, "timesteps": [900.0, 20.0], "guidance_scale": 1.5,
-        "guidance_rescale": 0.25, "num_videos_per_prompt": 2, "decode_timestep": 0.5, "decode_noise_scale": [0.25, 0.5],
+        "guidance_rescale": [0.25, 0.5], "guidance_sigmas": [1.0, 0.5], "stg_scale": 1.5, "stg_mode": "attention_skip",
+        "stg_blocks": [11, 25], "num_videos_per_prompt": 2, "decode_timestep": 0.5, "decode_noise_scale": [0.25, 0.5],
         "max_sequence_length": 7, "output_type": "uint8", "preset": "p", "pipeline": "q", "seed": [3, 4],
     }  # fmt: skip
     arguments = [
@@ -158,9 +159,47 @@ def test_options_arrive_as_they_were_given(run: Run, tmp_path: Path, monkeypatch
         for one in (value if name == "seed" else [value])
         for item in (f"--{name.replace('_', '-')}", ",".join(map(str, one)) if isinstance(one, list) else one)
     ]
-    assert run("-o", tmp_path / "clip.mp4", *arguments).exit_code == 1
+    assert run("-o", tmp_path / "clip.mp4", "--cfg-star", *arguments).exit_code == 1
+    options["cfg_star"] = True
     sizes = {"height": 64, "width": 32, "num_frames": 9, "num_inference_steps": 2, "prompt": "a red ball"}
     assert {name: seen[name] for name in options | sizes} == options | sizes
+
+
+@pytest.mark.parametrize(
+    ("text", "blocks"),
+    [
+        ("19", [19]),
+        ("11,25", [11, 25]),
+        ("", []),
+        ("11, 25;22;;28", [[11, 25], [22], [], [28]]),
+        (";", [[], []]),
+        ("28;", [[28], []]),
+        ("-1", [-1]),  # for generate to refuse
+    ],
+)
+def test_blocks_are_lists_by_commas_and_lists_of_them_by_semicolons(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, blocks: list[object]
+) -> None:
+    seen: list[object] = []
+    monkeypatch.setattr(Pipeline, "generate", lambda _, *, stg_blocks, **rest: seen.append(stg_blocks))
+    run("-o", tmp_path / "clip.mp4", "--stg-blocks", text)
+    assert seen == [blocks]
+
+
+def test_what_is_not_asked_is_left_to_presets_and_defaults(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, object] = {}
+    monkeypatch.setattr(Pipeline, "generate", lambda _, **parameters: seen.update(parameters))
+    run("-o", tmp_path / "clip.mp4")
+    names = ("guidance_scale", "guidance_rescale", "guidance_sigmas", "cfg_star", "stg_scale", "stg_mode", "stg_blocks")
+    assert {name: seen[name] for name in names} == dict.fromkeys(names)
+
+
+@pytest.mark.parametrize("arguments", [["--stg-blocks", "a"], ["--stg-blocks", "1;2.5"], ["--stg-scale", "1;2"]])
+def test_lists_that_cannot_be_read_are_wrong_usage(run: Run, tmp_path: Path, arguments: list[str]) -> None:
+    result = run("-o", tmp_path / "clip.mp4", *arguments)
+    assert (result.exit_code, "is not a list of" in result.stderr) == (2, True)
 
 
 @pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="needs the device")
