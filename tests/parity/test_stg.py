@@ -261,6 +261,28 @@ def test_off_costs_nothing(pair: Any, rows: list[int]) -> None:
     assert rows == [2, 2, 2, 1, 1, 1]
 
 
+@cases(
+    {
+        "both": {"guidance_scale": 3.0},
+        "without-cfg": {"guidance_scale": 1.0},
+        "cfg-in-one-step": {"guidance_scale": [1.0, 3.0, 1.0]},
+    }
+)
+def test_each_prompt_is_encoded_once_and_only_where_a_step_needs_it(
+    pair: Any, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
+) -> None:
+    encoded: list[Any] = []
+    encode = text_module._encode
+
+    def counted(models: Any, tokens: Any) -> Any:
+        encoded.append(tokens)
+        return encode(models, tokens)
+
+    monkeypatch.setattr(text_module, "_encode", counted)
+    pair.run_ours(**TWO | STG | change)
+    assert len(encoded) == (1 if change["guidance_scale"] == 1.0 else 2)
+
+
 # Faults that must not pass: each is put into telecine and the comparison is the tests' own.
 
 Patch = Callable[[Any, str, Any], None]
