@@ -16,7 +16,7 @@ import telecine
 from telecine import pipeline as pipeline_module
 from telecine.backends.onnxruntime import OnnxRuntimeSession
 from telecine.errors import BackendError, BundleError, Cancelled, RequestError
-from telecine.families import ltx_video
+from telecine.families.ltx_video import decode
 from telecine.pipeline import Pipeline, numbered
 
 SMALL: dict[str, Any] = {"height": 64, "width": 32, "num_frames": 9, "num_inference_steps": 2, "seed": 0}
@@ -235,7 +235,7 @@ class TestMemory:
         def fail(*_: object) -> None:
             raise MemoryError("Unable to allocate 9 TiB")
 
-        monkeypatch.setattr(ltx_video, "to_unit_range", fail)
+        monkeypatch.setattr(decode, "to_unit_range", fail)
         with pytest.raises(BackendError, match="out of memory: the host's arrays: Unable to allocate 9 TiB"):
             pipe.generate("a", **SMALL)
 
