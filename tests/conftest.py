@@ -93,6 +93,32 @@ def plain_bundle(shared: Callable[..., Path], plain_source: Path) -> Path:
     return shared("plain-bundle", lambda path: _export(plain_source, path))
 
 
+@pytest.fixture(scope="session")
+def tiny_upscaler(shared: Callable[..., Path]) -> Path:
+    """A spatial upsampler for `tiny_source`, as an LTXLatentUpsamplePipeline."""
+    return shared("tiny-upscaler", load_script("make_tiny_checkpoint").make_tiny_upscaler)
+
+
+@pytest.fixture(scope="session")
+def upscaler_bundle(shared: Callable[..., Path], tiny_source: Path, tiny_upscaler: Path) -> Path:
+    """`tiny_source` with `tiny_upscaler`, exported. Read only."""
+    return shared("upscaler-bundle", lambda path: _export(tiny_source, path, tiny_upscaler))
+
+
+@pytest.fixture(scope="session")
+def temporal_upscaler(shared: Callable[..., Path]) -> Path:
+    """A temporal upsampler for `plain_source`."""
+    make = load_script("make_tiny_checkpoint").make_tiny_upscaler
+    config = {"spatial_upsample": False, "temporal_upsample": True}
+    return shared("temporal-upscaler", lambda path: make(path, seed=1, timestep_conditioning=False, **config))
+
+
+@pytest.fixture(scope="session")
+def temporal_bundle(shared: Callable[..., Path], plain_source: Path, temporal_upscaler: Path) -> Path:
+    """`plain_source` with `temporal_upscaler`, exported. Read only."""
+    return shared("temporal-bundle", lambda path: _export(plain_source, path, temporal_upscaler))
+
+
 @pytest.fixture
 def edited_bundle(tmp_path: Path) -> Callable[..., Path]:
     """`edited_bundle(bundle, host={...}, presets={...})`: the same files under a manifest with other values."""
@@ -108,9 +134,11 @@ def edited_bundle(tmp_path: Path) -> Callable[..., Path]:
     return edit
 
 
-def _export(source: Path, destination: Path) -> None:
+def _export(source: Path, destination: Path, upscaler: Path | None = None) -> None:
     # Imported here: tests of the runtime run where torch is not installed.
     from telecine_export.export import export_bundle
     from telecine_export.source import open_source
+    from telecine_export.upscaler import with_upscaler
 
-    export_bundle(open_source(str(source)), destination)
+    opened = open_source(str(source))
+    export_bundle(with_upscaler(opened, str(upscaler)) if upscaler else opened, destination)
