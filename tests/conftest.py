@@ -100,9 +100,9 @@ def tiny_upscaler(shared: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
-def upscaler_bundle(shared: Callable[..., Path], tiny_source: Path, tiny_upscaler: Path) -> Path:
+def upscaler_bundle(shared: Callable[..., Path], tiny_source: Path, tiny_upscaler: Path, tiny_bundle: Path) -> Path:
     """`tiny_source` with `tiny_upscaler`, exported. Read only."""
-    return shared("upscaler-bundle", lambda path: _export(tiny_source, path, tiny_upscaler))
+    return shared("upscaler-bundle", lambda path: export_with_upscaler(tiny_source, path, tiny_upscaler, tiny_bundle))
 
 
 @pytest.fixture(scope="session")
@@ -114,9 +114,13 @@ def temporal_upscaler(shared: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
-def temporal_bundle(shared: Callable[..., Path], plain_source: Path, temporal_upscaler: Path) -> Path:
+def temporal_bundle(
+    shared: Callable[..., Path], plain_source: Path, temporal_upscaler: Path, plain_bundle: Path
+) -> Path:
     """`plain_source` with `temporal_upscaler`, exported. Read only."""
-    return shared("temporal-bundle", lambda path: _export(plain_source, path, temporal_upscaler))
+    return shared(
+        "temporal-bundle", lambda path: export_with_upscaler(plain_source, path, temporal_upscaler, plain_bundle)
+    )
 
 
 @pytest.fixture
@@ -134,11 +138,30 @@ def edited_bundle(tmp_path: Path) -> Callable[..., Path]:
     return edit
 
 
-def _export(source: Path, destination: Path, upscaler: Path | None = None) -> None:
+def _export(source: Path, destination: Path) -> None:
     # Imported here: tests of the runtime run where torch is not installed.
     from telecine_export.export import export_bundle
     from telecine_export.source import open_source
+
+    export_bundle(open_source(str(source)), destination)
+
+
+def export_with_upscaler(source: Path, destination: Path, upscaler: Path, exported: Path) -> None:
+    """`telecine export --upscaler`, but what the bundle `exported` has is copied from there: tracing takes a while."""
+    from telecine_export import export
+    from telecine_export.source import open_source
     from telecine_export.upscaler import with_upscaler
 
-    opened = open_source(str(source))
-    export_bundle(with_upscaler(opened, str(upscaler)) if upscaler else opened, destination)
+    components = Bundle.open(exported).manifest.components
+
+    def copy_or_export(opened: Any, folder: Path, specs: Any, **options: Any) -> Any:
+        name = specs[0].component
+        if name not in components:
+            return export_component(opened, folder, specs, **options)
+        shutil.copytree(exported / name, folder / name)
+        return components[name]
+
+    export_component = export.export_component
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "export_component", copy_or_export)
+        export.export_bundle(with_upscaler(open_source(str(source)), str(upscaler)), destination)

@@ -192,7 +192,7 @@ def host(source: Source) -> dict[str, Any]:
 
 
 def _upsampler_config(source: Source) -> dict[str, Any] | None:
-    if LATENT_UPSAMPLER not in source.parts:
+    if LATENT_UPSAMPLER not in source.components:
         return None
     return _complete(LTXLatentUpsamplerModel, source.config(LATENT_UPSAMPLER))
 

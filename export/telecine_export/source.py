@@ -44,22 +44,22 @@ class Part:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """A checkpoint in diffusers' layout on this machine's disk; `parts` come from elsewhere, or are added to it."""
+    """A checkpoint in diffusers' layout on this machine's disk; `components` come from elsewhere, or are added to it."""
 
     root: Path
     pipeline_class: str
-    parts: Mapping[str, Part] = field(default_factory=dict)
+    components: Mapping[str, Part] = field(default_factory=dict)
 
     def config(self, component: str) -> dict[str, Any]:
         """The component's configuration as the checkpoint ships it."""
-        if component in self.parts:
-            return dict(self.parts[component].config)
+        if component in self.components:
+            return dict(self.components[component].config)
         name = "scheduler_config.json" if component == "scheduler" else "config.json"
         return read_json(self.root / component / name)
 
     def checkpoint(self, component: str) -> Checkpoint:
         """The component's tensors, by the names that the checkpoint gives them."""
-        part = self.parts.get(component)
+        part = self.components.get(component)
         return Checkpoint(part.weights if part else self.root / component)
 
 

@@ -48,7 +48,7 @@ def with_upscaler(source: Source, upscaler: str) -> Source:
             expected="a latent upsampler's",
             fix="Check that --upscaler names the upscaler, not the model.",
         )
-    return dataclasses.replace(source, parts={**source.parts, LATENT_UPSAMPLER: part})
+    return dataclasses.replace(source, components={**source.components, LATENT_UPSAMPLER: part})
 
 
 def _original(path: Path) -> Part:

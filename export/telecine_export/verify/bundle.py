@@ -195,7 +195,7 @@ def _check_family(bundle: Bundle, source: Source, family: Family) -> None:
 def _check_optional(bundle: Bundle, source: Source, selected: Collection[str]) -> None:
     """Refuse to verify what was added to the source at export, where it is not added now."""
     for name in selected:
-        if name not in source.parts:
+        if name not in source.components:
             raise SourceError(
                 f"{bundle.root} has a {name}, and {source.root} none",
                 expected="what it was exported from",
