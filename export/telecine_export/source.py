@@ -44,7 +44,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """A checkpoint in diffusers' layout on this machine's disk; `components` come from elsewhere, or are added to it."""
+    """A checkpoint in diffusers' layout on this machine's disk; `components` come from elsewhere or are added."""
 
     root: Path
     pipeline_class: str

@@ -1,4 +1,4 @@
-"""`Pipeline.upscale`: telecine, which has no torch, makes the frames that `diffusers.LTXLatentUpsamplePipeline` makes."""
+"""`Pipeline.upscale` makes, without torch, the frames that `diffusers.LTXLatentUpsamplePipeline` makes."""
 
 from __future__ import annotations
 
