@@ -98,7 +98,7 @@ def check_latents_output(output: Path, frame_rate: float | None, quality: int | 
     if output.suffix != ".safetensors" or frame_rate is not None or quality is not None:
         raise RequestError(
             f"latents into {output}" + (" with a frame rate or quality" if output.suffix == ".safetensors" else ""),
-            expected="a .safetensors file, and no --file-frame-rate or --quality",
+            expected="a .safetensors file, and neither a frame rate of the file nor --quality",
             fix="Write -o latents.safetensors, or leave --output-type out for a video.",
         )
     else:

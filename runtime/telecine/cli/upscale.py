@@ -50,10 +50,11 @@ def upscale(bundle: Path, input: Path, output: Path, quality: int | None, as_jso
         parameters[name] = one_or_many(parameters[name])
     is_video = input.suffix != ".safetensors"
     given: dict[str, Any] = {"video": input} if is_video else read_arrays(input, ("latents",))
+    videos = 1 if is_video or not given["latents"].ndim else len(given["latents"])
     if parameters["output_type"] == "latent":
         check_latents_output(output, parameters["frame_rate"], quality)
     else:
-        check_video_output(output, 1 if is_video else len(given["latents"]), parameters["frame_rate"], quality)
+        check_video_output(output, videos, parameters["frame_rate"], quality)
     with load(bundle, **runtime) as pipe:
         result = pipe.upscale(**given, **parameters)
     report(result, output, None, quality, as_json)
