@@ -59,7 +59,13 @@ class SecondStage:
     def _check(self) -> None:
         check_range("downscale_factor", self.downscale_factor, 0.1, 1, "Use 2/3, or 1/2 for no final resize.")
         check_adain_and_tone_map(self.adain_factor, self.tone_map_compression_ratio)
-        check_range("denoise_strength", self.denoise_strength, 0, 1, "Use 0.4, or 0.999 with a distilled model.")
+        strength = self.denoise_strength
+        check(
+            is_number(strength) and 0 < strength < 1,
+            f"denoise_strength of the second stage is {strength!r}",
+            "above 0 and below 1, where the first stage's video would be lost",
+            "Use 0.4, or 0.999 with a distilled model.",
+        )
         check(
             is_whole(self.num_inference_steps) and self.num_inference_steps > 0,
             f"num_inference_steps of the second stage is {self.num_inference_steps!r}",
@@ -74,13 +80,10 @@ class SecondStage:
         if self.timesteps is not None:  # their values are the scheduler's to check
             shape = floats("timesteps", self.timesteps).shape
             check(len(shape) == 1 and shape[0] > 0, f"timesteps is {self.timesteps!r}", "a list", "Use 909, 725, 421.")
-        if self.denoise_strength < 1 and int(self._steps * self.denoise_strength) < 1:
-            raise RequestError(
-                f"a second stage of {self.denoise_strength} of {self._steps} steps",
-                expected="at least one whole step",
-                fix="Raise denoise_strength or the number of steps.",
-            )
-
-    @property
-    def _steps(self) -> int:
-        return self.num_inference_steps if self.timesteps is None else len(self.timesteps)
+        steps = self.num_inference_steps if self.timesteps is None else len(self.timesteps)
+        check(
+            int(steps * strength) >= 1,
+            f"a second stage of {strength} of {steps} steps",
+            "at least one whole step",
+            "Raise denoise_strength or the number of steps.",
+        )
