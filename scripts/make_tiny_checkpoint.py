@@ -1,6 +1,6 @@
 """Write a small LTX-Video checkpoint with random weights.
 
-    python scripts/make_tiny_checkpoint.py OUT [--seed 0]
+    python scripts/make_tiny_checkpoint.py OUT [--seed 0] [--upscaler OUT_UPSCALER]
 
 It has every real component in diffusers' own layout, the real compression ratios (32 in space, 8 in
 time) and the VAE of 0.9.5, at widths that generate a clip in about a second on a CPU. Its weights are
@@ -22,9 +22,11 @@ import torch
 from diffusers import (
     AutoencoderKLLTXVideo,
     FlowMatchEulerDiscreteScheduler,
+    LTXLatentUpsamplePipeline,
     LTXPipeline,
     LTXVideoTransformer3DModel,
 )
+from diffusers.pipelines.ltx.modeling_latent_upsampler import LTXLatentUpsamplerModel
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 from transformers.utils.logging import disable_progress_bar
 
@@ -56,6 +58,12 @@ TRANSFORMER_RULES = (
 VAE_RULES = (
     ("scale_shift_table", 0.0, 0.3),
     ("norm3.weight", 1.0, 0.2),
+    (".bias", 0.0, 0.1),
+)
+UPSAMPLER_RULES = (
+    ("norm.weight", 1.0, 0.2),
+    ("norm1.weight", 1.0, 0.2),
+    ("norm2.weight", 1.0, 0.2),
     (".bias", 0.0, 0.1),
 )
 TEXT_RULES = (
@@ -200,6 +208,15 @@ def tiny_vae(*, timestep_conditioning: bool, seed: int) -> Any:
     return vae
 
 
+def tiny_upsampler(*, seed: int, **config: Any) -> Any:
+    """Build an upsampler of (B, 16, F, H, W) latents; its GroupNorms have 32 groups, so 32 channels are the fewest."""
+    upsampler: Any = LTXLatentUpsamplerModel(
+        **{"in_channels": LATENT_CHANNELS, "mid_channels": 32, "num_blocks_per_stage": 1, **config}
+    )
+    fill(upsampler, UPSAMPLER_RULES, seed)
+    return upsampler
+
+
 def tiny_text_encoder(*, vocabulary: int, seed: int) -> T5EncoderModel:
     """Build a T5 v1.1 encoder: (B, L) ids to (B, L, 32)."""
     config_class: Any = T5Config  # its fields are set by a decorator that mypy does not follow
@@ -268,15 +285,36 @@ def make_tiny_checkpoint(
     return out
 
 
+def make_tiny_upscaler(
+    out: Path, *, seed: int = 0, timestep_conditioning: bool = True, dtype: str = "float32", **config: Any
+) -> Path:
+    """Write an upscaler that `LTXLatentUpsamplePipeline.from_pretrained(out)` loads, and return `out`.
+
+    Its VAE is that of the tiny checkpoint of the same seed; `config` is LTXLatentUpsamplerModel's (spatial_upsample,
+    temporal_upsample, dims, ...).
+    """
+    pipeline: Any = LTXLatentUpsamplePipeline(
+        vae=tiny_vae(timestep_conditioning=timestep_conditioning, seed=seed),
+        latent_upsampler=tiny_upsampler(seed=seed, **config),
+    )
+    if dtype != "float32":
+        pipeline.to(dtype=DTYPES[dtype])
+    pipeline.save_pretrained(out, safe_serialization=True)
+    return Path(out)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write a small LTX-Video checkpoint with random weights.")
     parser.add_argument("out", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--dtype", choices=list(DTYPES), default="float32")
+    parser.add_argument("--upscaler", type=Path, help="write a spatial latent upsampler for it here")
     arguments = parser.parse_args()
     disable_progress_bar()  # of transformers' save_pretrained
     print(make_tiny_checkpoint(arguments.out, seed=arguments.seed, layers=arguments.layers, dtype=arguments.dtype))
+    if arguments.upscaler:
+        print(make_tiny_upscaler(arguments.upscaler, seed=arguments.seed, dtype=arguments.dtype))
 
 
 if __name__ == "__main__":

@@ -93,6 +93,36 @@ def plain_bundle(shared: Callable[..., Path], plain_source: Path) -> Path:
     return shared("plain-bundle", lambda path: _export(plain_source, path))
 
 
+@pytest.fixture(scope="session")
+def tiny_upscaler(shared: Callable[..., Path]) -> Path:
+    """A spatial upsampler for `tiny_source`, as an LTXLatentUpsamplePipeline."""
+    return shared("tiny-upscaler", load_script("make_tiny_checkpoint").make_tiny_upscaler)
+
+
+@pytest.fixture(scope="session")
+def upscaler_bundle(shared: Callable[..., Path], tiny_source: Path, tiny_upscaler: Path, tiny_bundle: Path) -> Path:
+    """`tiny_source` with `tiny_upscaler`, exported. Read only."""
+    return shared("upscaler-bundle", lambda path: export_with_upscaler(tiny_source, path, tiny_upscaler, tiny_bundle))
+
+
+@pytest.fixture(scope="session")
+def temporal_upscaler(shared: Callable[..., Path]) -> Path:
+    """A temporal upsampler for `plain_source`."""
+    make = load_script("make_tiny_checkpoint").make_tiny_upscaler
+    config = {"spatial_upsample": False, "temporal_upsample": True}
+    return shared("temporal-upscaler", lambda path: make(path, seed=1, timestep_conditioning=False, **config))
+
+
+@pytest.fixture(scope="session")
+def temporal_bundle(
+    shared: Callable[..., Path], plain_source: Path, temporal_upscaler: Path, plain_bundle: Path
+) -> Path:
+    """`plain_source` with `temporal_upscaler`, exported. Read only."""
+    return shared(
+        "temporal-bundle", lambda path: export_with_upscaler(plain_source, path, temporal_upscaler, plain_bundle)
+    )
+
+
 @pytest.fixture
 def edited_bundle(tmp_path: Path) -> Callable[..., Path]:
     """`edited_bundle(bundle, host={...}, presets={...})`: the same files under a manifest with other values."""
@@ -114,3 +144,24 @@ def _export(source: Path, destination: Path) -> None:
     from telecine_export.source import open_source
 
     export_bundle(open_source(str(source)), destination)
+
+
+def export_with_upscaler(source: Path, destination: Path, upscaler: Path, exported: Path) -> None:
+    """`telecine export --upscaler`, but what the bundle `exported` has is copied from there: tracing takes a while."""
+    from telecine_export import export
+    from telecine_export.source import open_source
+    from telecine_export.upscaler import with_upscaler
+
+    components = Bundle.open(exported).manifest.components
+
+    def copy_or_export(opened: Any, folder: Path, specs: Any, **options: Any) -> Any:
+        name = specs[0].component
+        if name not in components:
+            return export_component(opened, folder, specs, **options)
+        shutil.copytree(exported / name, folder / name)
+        return components[name]
+
+    export_component = export.export_component
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "export_component", copy_or_export)
+        export.export_bundle(with_upscaler(open_source(str(source)), str(upscaler)), destination)

@@ -10,6 +10,7 @@ from telecine.errors import SourceError
 from telecine_export import ltx_video
 from telecine_export.graphs import GraphSpec
 from telecine_export.source import Source
+from telecine_export.upscaler import UPSCALER_CLASS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +44,12 @@ def family_of(source: Source) -> Family:
     Raises:
         SourceError: the pipeline class is of no family that telecine exports.
     """
+    if source.pipeline_class == UPSCALER_CLASS:
+        raise SourceError(
+            f"{source.root} is a {UPSCALER_CLASS}: an upscaler and its VAE, without transformer and text encoder",
+            expected="the model that it upscales the latents of",
+            fix=f"Run: telecine export MODEL BUNDLE --upscaler {source.root}",
+        )
     if source.pipeline_class not in FAMILIES:
         raise SourceError(
             f"{source.root} is a {source.pipeline_class}",

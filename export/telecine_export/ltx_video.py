@@ -9,13 +9,16 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKLLTXVideo, LTXVideoTransformer3DModel
+from diffusers.pipelines.ltx.modeling_latent_upsampler import LTXLatentUpsamplerModel
 from torch import Tensor, nn
 from transformers import T5Config, T5EncoderModel
 
 from telecine.errors import SourceError
+from telecine_export import ltx_upsampler
 from telecine_export.graphs import GraphSpec
 from telecine_export.patches import patch_ltx_transformer, patch_ltx_vae, patch_t5
 from telecine_export.source import Source
+from telecine_export.upscaler import LATENT_UPSAMPLER
 
 Config = Mapping[str, Any]
 
@@ -150,16 +153,18 @@ def presets(source: Source) -> dict[str, dict[str, Any]]:
 
     Blocks of "official" are those of the published models: a model with another number of them has no such preset.
     """
-    named = {"recommended": {"negative_prompt": NEGATIVE_PROMPT, **RECOMMENDED[variant(source)]}}
+    upsampler = _upsampler_config(source)
+    named: dict[str, Mapping[str, Any]] = {"recommended": RECOMMENDED[variant(source)]}
+    named |= ltx_upsampler.recipes(upsampler) if upsampler else {}
     layers = _complete(LTXVideoTransformer3DModel, source.config("transformer"))["num_layers"]
     if layers in OFFICIAL:
         decoding = OFFICIAL_DECODING if source.config("vae").get("timestep_conditioning") else {}
-        named["official"] = {"negative_prompt": NEGATIVE_PROMPT, **OFFICIAL_SIZE, **OFFICIAL[layers], **decoding}
-    return named
+        named["official"] = {**OFFICIAL_SIZE, **OFFICIAL[layers], **decoding}
+    return {name: {"negative_prompt": NEGATIVE_PROMPT, **values} for name, values in named.items()}
 
 
 def graphs(source: Source) -> list[GraphSpec]:
-    """The graphs of a text-to-video pipeline, and the VAE's encoder for later conditioning.
+    """The graphs of a text-to-video pipeline, the VAE's encoder for later conditioning, and an upsampler if given.
 
     Raises:
         SourceError: a configuration that the graph contracts do not cover.
@@ -179,12 +184,16 @@ def graphs(source: Source) -> list[GraphSpec]:
             expected="a VAE of 0.9.0, or of 0.9.5 and later",
             fix="Export another release; 0.9.1's noise maps are not exported yet.",
         )
-    return [
+    specs = [
         text_encoder(source.config("text_encoder")),
         transformer(transformer_config),
         vae_encoder(vae_config),
         vae_decoder(vae_config),
     ]
+    upsampler = _upsampler_config(source)
+    if upsampler:
+        specs.append(ltx_upsampler.latent_upsampler(upsampler, latent_channels=vae_config["latent_channels"]))
+    return specs
 
 
 def host(source: Source) -> dict[str, Any]:
@@ -194,6 +203,7 @@ def host(source: Source) -> dict[str, Any]:
     temporal, spatial = compression_ratios(vae_config)
     with source.checkpoint("vae") as vae:
         statistics = {name: vae.load(name).float().tolist() for name in ("latents_mean", "latents_std")}
+    upsampler = _upsampler_config(source)
     return {
         "temporal_ratio": temporal,
         "spatial_ratio": spatial,
@@ -205,7 +215,14 @@ def host(source: Source) -> dict[str, Any]:
         **statistics,
         "rope_frequencies": rope_frequencies(transformer_config).tolist(),
         "scheduler": source.config("scheduler"),
+        **({"upsampler": ltx_upsampler.host(upsampler)} if upsampler else {}),
     }
+
+
+def _upsampler_config(source: Source) -> dict[str, Any] | None:
+    if LATENT_UPSAMPLER not in source.components:
+        return None
+    return _complete(LTXLatentUpsamplerModel, source.config(LATENT_UPSAMPLER))
 
 
 def _complete(model: type, config: Config) -> dict[str, Any]:

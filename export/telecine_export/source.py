@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -26,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from telecine.errors import SourceError
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-COMPONENT_FOLDERS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
+COMPONENT_FOLDERS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler", "latent_upsampler")
 WANTED_SUFFIXES = ("json", "safetensors", "model", "txt")
 # What diffusers and transformers call a component's weights.
 WEIGHT_NAMES = ("diffusion_pytorch_model", "model")
@@ -34,20 +35,32 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """A component from outside its source's folder: its configuration, and its safetensors (a folder or a file)."""
+
+    config: Mapping[str, Any]
+    weights: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """A checkpoint in diffusers' layout on this machine's disk."""
+    """A checkpoint in diffusers' layout on this machine's disk; `components` come from elsewhere or are added."""
 
     root: Path
     pipeline_class: str
+    components: Mapping[str, Part] = field(default_factory=dict)
 
     def config(self, component: str) -> dict[str, Any]:
         """The component's configuration as the checkpoint ships it."""
+        if component in self.components:
+            return dict(self.components[component].config)
         name = "scheduler_config.json" if component == "scheduler" else "config.json"
-        return _read_json(self.root / component / name)
+        return read_json(self.root / component / name)
 
     def checkpoint(self, component: str) -> Checkpoint:
         """The component's tensors, by the names that the checkpoint gives them."""
-        return Checkpoint(self.root / component)
+        part = self.components.get(component)
+        return Checkpoint(part.weights if part else self.root / component)
 
 
 def open_source(source: str, *, revision: str | None = None) -> Source:
@@ -79,7 +92,7 @@ def open_source(source: str, *, revision: str | None = None) -> Source:
             expected="a folder in diffusers' layout or a hub id such as Lightricks/LTX-Video",
             fix="Check the path.",
         )
-    index = _read_json(root / "model_index.json")
+    index = read_json(root / "model_index.json")
     if not isinstance(index.get("_class_name"), str):
         raise SourceError(
             f"{root / 'model_index.json'} names no pipeline class",
@@ -119,7 +132,7 @@ def _download(repository: str, revision: str | None) -> Path:
 
 
 class Checkpoint:
-    """The tensors of one component folder: one or several `.safetensors`, opened lazily and never unpickled."""
+    """The tensors of one component: one or several `.safetensors`, opened lazily and never unpickled."""
 
     def __init__(self, folder: Path) -> None:
         """
@@ -129,7 +142,7 @@ class Checkpoint:
         self.folder = folder
         self._stack = ExitStack()
         self._handles: dict[str, Any] = {}
-        for file in _weight_files(folder):
+        for file in [folder] if folder.is_file() else _weight_files(folder):
             try:
                 handle = self._stack.enter_context(safe_open(file, framework="pt"))
             except (SafetensorError, OSError) as error:
@@ -206,7 +219,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _shards(index: Path) -> list[Path]:
-    weight_map = _read_json(index).get("weight_map")
+    weight_map = read_json(index).get("weight_map")
     names = sorted(set(map(str, weight_map.values()))) if isinstance(weight_map, dict) else []
     # A name with a folder in it would read outside the checkpoint.
     missing = [name for name in names if Path(name).name != name or not (index.parent / name).is_file()]
@@ -219,7 +232,11 @@ def _shards(index: Path) -> list[Path]:
     return [index.parent / name for name in names]
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """
+    Raises:
+        SourceError: no such file, or no JSON object in it.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,10 +22,12 @@ from telecine.bundle import Bundle
 from telecine.denoise import Callback
 from telecine.errors import BackendError, RequestError
 from telecine.families import FAMILIES
-from telecine.families.base import PipelineSpec, Stage
+from telecine.families.base import Family, Output, PipelineSpec, Stage
 from telecine.models import LoadedModels
 from telecine.pixels import to_uint8
 from telecine.request import Request
+from telecine.second_stage import SecondStage
+from telecine.upscale_request import UpscaleRequest
 from telecine.video import check_output_path, save_video
 
 BACKENDS = ("auto", "onnxruntime")
@@ -154,6 +157,7 @@ class Pipeline:
         decode_noise_scale: float | Sequence[float] | None = None,
         output_type: str | None = None,
         max_sequence_length: int | None = None,
+        second_stage: Mapping[str, Any] | None = None,
         pipeline: str | None = None,
         preset: str | None = None,
         callback: Callback | None = None,
@@ -163,7 +167,8 @@ class Pipeline:
         What is not given comes from `preset` (a name in the bundle's manifest), then from the diffusers pipeline that
         the bundle stands for (`pipeline` names another). `seed` means `torch.Generator("cpu").manual_seed(seed)`, or
         is a list, one a video; none is a random one, told in the result. `callback(step, steps, sigma, latents)` sees
-        each step and may return new latents, or False to stop the run.
+        each step and may return new latents, or False to stop the run. `second_stage`, a dict of `SecondStage`'s
+        settings, makes the video in two: at a low resolution, upsampled, denoised again, at any height and width.
 
         `stg_scale` above 0 is spatio-temporal guidance: away from a pass with its `stg_blocks` perturbed by `stg_mode`,
         "attention_values", "attention_skip" or "transformer_block". `cfg_star` scales the negative prediction to the
@@ -177,23 +182,58 @@ class Pipeline:
             Cancelled: the callback stopped the run.
         """
         asked = dict(locals())  # first of all: it holds the parameters and nothing else
-        for name in ("self", "pipeline", "preset", "callback"):
+        for name in ("self", "pipeline", "preset", "callback", "second_stage"):
             del asked[name]
         start = time.perf_counter()
         self._models.check_open()
         spec = self._pipeline(pipeline)
-        request = Request.resolve(asked, self._preset(preset), spec.defaults)
+        settings = dict(self._preset(preset))
+        second = SecondStage.resolve(second_stage, settings.pop("second_stage", None))
+        request = Request.resolve(asked, settings, spec.defaults)
+        run = spec.run if second is None else partial(self._family.two_stage, spec, second)
         timings: dict[str, float] = {}
         with self._running():
-            output = spec.run(self._models, request, stage=_stopwatch(timings), callback=callback)
-        timings["total"] = time.perf_counter() - start
-        return Result(
-            frames=output.frames,
-            latents=output.latents,
-            frame_rate=request.frame_rate,
-            seeds=output.seeds,
-            timings=timings,
-        )
+            output = run(self._models, request, stage=_stopwatch(timings), callback=callback)
+        return _result(output, request.frame_rate, timings, start)
+
+    def upscale(
+        self,
+        video: Any = None,
+        *,
+        latents: npt.NDArray[Any] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        frame_rate: float | None = None,
+        adain_factor: float | None = None,
+        tone_map_compression_ratio: float | None = None,
+        decode_timestep: float | Sequence[float] | None = None,
+        decode_noise_scale: float | Sequence[float] | None = None,
+        seed: int | Sequence[int] | None = None,
+        output_type: str | None = None,
+    ) -> Result:
+        """(B, num_frames, height, width, 3) frames, larger as the bundle's upsampler makes them, from smaller ones.
+
+        Parameters are those of diffusers' `LTXLatentUpsamplePipeline`. `video` is a path, frames (F, H, W, 3) or a
+        list of images, and is resized to `height` and `width` first (none: its own); or `latents`, (B, C, F, H, W) and
+        normalised. `seed` is for the posterior of a video's latents, and the decoder's noise. `frame_rate` is the
+        result's; none keeps a file's duration.
+
+        Raises:
+            RequestError: a parameter is wrong, or another request is running.
+            BundleError: the bundle has no upsampler.
+            BackendError: a network could not be loaded or run, or memory ran out.
+        """
+        asked = dict(locals())  # first of all: it holds the parameters and nothing else
+        del asked["self"]
+        start = time.perf_counter()
+        self._models.check_open()
+        upscaler = self._family.upscaler
+        request = UpscaleRequest.resolve(asked, upscaler.defaults)
+        timings: dict[str, float] = {}
+        with self._running():
+            output = upscaler.run(self._models, request, stage=_stopwatch(timings))
+        assert output.frame_rate is not None
+        return _result(output, output.frame_rate, timings, start)
 
     def clone(self) -> Pipeline:
         """A pipeline for another thread; a network that several of them use is loaded once.
@@ -231,8 +271,12 @@ class Pipeline:
     ) -> None:
         self.close()
 
+    @property
+    def _family(self) -> Family:
+        return FAMILIES[self.bundle.manifest.family]
+
     def _pipeline(self, name: str | None) -> PipelineSpec:
-        pipelines = FAMILIES[self.bundle.manifest.family].pipelines
+        pipelines = self._family.pipelines
         wanted = name or self.bundle.manifest.pipeline
         if wanted not in pipelines:
             by = "asked for" if name else f"what {self.bundle.root} was exported from"
@@ -250,6 +294,17 @@ class Pipeline:
                 f"preset {name!r}", expected=f"one of {', '.join(presets)}", fix="telecine inspect lists them."
             )
         return presets[name] if name else {}
+
+
+def _result(output: Output, frame_rate: float, timings: dict[str, float], start: float) -> Result:
+    timings["total"] = time.perf_counter() - start
+    return Result(
+        frames=output.frames,
+        latents=output.latents,
+        frame_rate=frame_rate,
+        seeds=output.seeds,
+        timings=timings,
+    )
 
 
 def _stopwatch(timings: dict[str, float]) -> Stage:

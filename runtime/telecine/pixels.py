@@ -1,6 +1,8 @@
-"""From the decoder's video to frames that people look at."""
+"""Between the VAE's videos and frames that people look at."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -34,3 +36,16 @@ def to_uint8(frames: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
         np.rint(scaled, out=scaled)
         out[position] = scaled
     return out
+
+
+def to_signed_range(frames: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """Turn (F, H, W, 3) frames, bytes or floats in [0, 1], into a (1, 3, F, H, W) video in [-1, 1], float32.
+
+    Source: diffusers `VideoProcessor.preprocess_video` of PIL images, after resizing.
+    """
+    video = frames.transpose(3, 0, 1, 2)[np.newaxis].astype(np.float32, order="C")
+    if frames.dtype == np.uint8:
+        video /= np.float32(255)
+    video *= np.float32(2)
+    video -= np.float32(1)
+    return video

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,15 +12,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from telecine.errors import BundleError, RequestError
+from telecine.checks import MAX_FLOAT, check_output_type, first_given, numbers_of, seeds_of
+from telecine.checks import check as _check
+from telecine.checks import floats as _floats
+from telecine.checks import is_number as _is_number
+from telecine.checks import is_whole as _is_whole
+from telecine.errors import BundleError
 from telecine.guidance import STG_MODES
 from telecine.per_step import listed
 
-OUTPUT_TYPES = ("np", "uint8", "latent")
 # Far above what anyone asks for, far below what overflows an array's size or stops the process in native code.
 MAX_COUNT = 10**6
 MAX_PIXELS = 2**40
-MAX_FLOAT = float(np.finfo(np.float32).max)
 
 Array = npt.NDArray[Any]
 
@@ -48,6 +50,7 @@ class Request:
     num_videos_per_prompt: int
     seed: int | Sequence[int] | None = None
     latents: Array | None = None
+    denoise_strength: float | None = None
     prompt_embeds: Array | None = None
     prompt_attention_mask: Array | None = None
     negative_prompt_embeds: Array | None = None
@@ -73,10 +76,7 @@ class Request:
                 expected=f"parameters of generate: {', '.join(sorted(names))}",
                 fix="Export the bundle again with this telecine.",
             )
-        merged: dict[str, Any] = {}
-        for layer in layers:
-            merged |= {name: value for name, value in layer.items() if value is not None and name not in merged}
-        request = cls(**merged)
+        request = cls(**first_given(*layers))
         request._check_numbers()
         request._check_guidance()
         request._check_guidance_lists()
@@ -97,12 +97,7 @@ class Request:
                 f"a whole number from 1 to {MAX_COUNT}",
                 f"Give {name} as such a number.",
             )
-        _check(
-            self.output_type in OUTPUT_TYPES,
-            f"output_type is {self.output_type!r}",
-            f"one of {', '.join(OUTPUT_TYPES)}",
-            "Use 'np' for floats in [0, 1], 'uint8' for bytes, 'latent' to skip the decoder.",
-        )
+        check_output_type(self.output_type)
 
     def _check_guidance(self) -> None:
         """What can be said before the steps of the run and the blocks of the model are known."""
@@ -223,18 +218,7 @@ class Request:
         Raises:
             RequestError: a list of another length.
         """
-        if self.seed is None:
-            # All the bits that count (`noise.Generator`); more would not survive JSON readers that have doubles only.
-            return (secrets.randbits(32),)
-        if isinstance(self.seed, str) or not isinstance(self.seed, Sequence):
-            return (self.seed,)  # Generator refuses what is no integer
-        _check(
-            len(self.seed) in (1, self.videos),
-            f"{len(self.seed)} seeds",
-            f"one, or {self.videos}: one a video",
-            "Give a single seed, or a list as long as the batch.",
-        )
-        return tuple(self.seed)
+        return seeds_of(self.seed, self.videos)
 
     def per_video(self, name: str, value: float | Sequence[float]) -> npt.NDArray[np.float32]:
         """(B,) float32 of a parameter that is given once, per prompt or per video.
@@ -242,14 +226,7 @@ class Request:
         Raises:
             RequestError: not finite numbers, or another count.
         """
-        values = np.atleast_1d(_floats(name, value))
-        counts = sorted({1, self.prompts, self.videos})
-        _check(
-            values.ndim == 1 and len(values) in counts and bool(np.isfinite(values).all()),
-            f"{name} is {value!r}",
-            f"a finite number, or a list of {' or '.join(map(str, counts))}",
-            "Give one for all, one a prompt, or one a video.",
-        )
+        values = numbers_of(name, value, {1, self.prompts, self.videos})
         if len(values) == self.prompts:
             values = np.repeat(values, self.num_videos_per_prompt)
         return np.broadcast_to(values, (self.videos,)).copy()
@@ -289,32 +266,5 @@ class Request:
         return embeds, mask
 
 
-def _is_whole(value: object) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> bool:
-    # False for NaN, and for what float32 would make infinite; unlike math.isfinite it takes an integer of any length.
-    return (_is_whole(value) or isinstance(value, (float, np.floating))) and abs(value) <= MAX_FLOAT  # type: ignore
-
-
-def _floats(name: str, value: object) -> Array:
-    """An array that a caller passed, as float32 of any shape."""
-    try:
-        array = np.asarray(value)
-        _check(array.dtype.kind not in "OSUMmc", f"{name} holds {array.dtype}", "numbers", "Pass an array of floats.")
-        with np.errstate(over="ignore"):  # to infinity, which is looked for where it matters
-            return array.astype(np.float32, copy=False)
-    except (TypeError, ValueError) as error:  # ragged lists; tensors on a device or of a dtype that NumPy lacks
-        raise RequestError(
-            f"{name} is no array ({error})", expected="a NumPy array of floats", fix="Convert it to float32 first."
-        ) from error
-
-
 def _wrong_embeds(kind: str, shape: tuple[int, ...], expected: str) -> tuple[str, str, str]:
     return f"{kind}_embeds have shape {shape}", expected, "Take them from this model's own text encoder."
-
-
-def _check(right: bool, got: str, expected: str, fix: str) -> None:
-    if not right:
-        raise RequestError(got, expected=expected, fix=fix)

@@ -5,8 +5,9 @@ import pytest
 import torch
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.video_processor import VideoProcessor
+from PIL import Image
 
-from telecine.pixels import to_uint8, to_unit_range
+from telecine.pixels import to_signed_range, to_uint8, to_unit_range
 
 SHAPES = [(1, 3, 1, 2, 2), (2, 3, 9, 5, 7), (1, 3, 17, 32, 64)]
 
@@ -60,3 +61,20 @@ def test_uint8_rounds_half_to_even() -> None:
 @pytest.mark.parametrize(("value", "byte"), [(0.0, 0), (1.0, 255)])
 def test_uint8_ends(value: float, byte: int) -> None:
     assert (to_uint8(np.full((1, 1, 2, 2, 3), value, np.float32)) == byte).all()
+
+
+def test_signed_range_of_bytes_matches_diffusers() -> None:
+    frames = np.random.default_rng(2).integers(0, 256, (3, 5, 7, 3), dtype=np.uint8)
+    images = [Image.fromarray(frame) for frame in frames]
+    expected = VideoProcessor(vae_scale_factor=1).preprocess_video(images, height=5, width=7).numpy()
+    video = to_signed_range(frames)
+    assert video.shape == (1, 3, 3, 5, 7)
+    assert video.flags.c_contiguous
+    np.testing.assert_array_equal(video, expected)
+
+
+def test_signed_range_of_floats_leaves_them_as_they_were() -> None:
+    frames = np.random.default_rng(3).random((2, 3, 4, 3), dtype=np.float32)
+    kept = frames.copy()
+    np.testing.assert_array_equal(to_signed_range(frames)[0].transpose(1, 2, 3, 0), kept * 2 - 1)
+    np.testing.assert_array_equal(frames, kept)

@@ -39,6 +39,13 @@ def test_false_values_are_values() -> None:
     assert (got.negative_prompt, got.guidance_rescale, got.decode_timestep) == ("", 0.0, 0.0)
 
 
+def test_a_number_of_steps_sets_a_presets_timesteps_aside() -> None:
+    preset = {"timesteps": [1000, 500], "guidance_rescale": 0.7}
+    got = request(preset, num_inference_steps=4)
+    assert (got.num_inference_steps, got.timesteps, got.guidance_rescale) == (4, None, 0.7)
+    assert request(preset).timesteps == [1000, 500]  # the default number of steps is not asked for
+
+
 def test_a_preset_with_other_keys_is_the_bundles_fault() -> None:
     with pytest.raises(BundleError, match=r"a preset sets sharpness, zoom; expected parameters of generate: .*height"):
         request({"sharpness": 1.0, "zoom": 2})

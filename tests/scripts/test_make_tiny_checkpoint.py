@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import LTXPipeline
+from diffusers import LTXLatentUpsamplePipeline, LTXPipeline
 from safetensors import safe_open
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "make_tiny_checkpoint.py"
@@ -235,3 +235,14 @@ def test_overrides_reach_the_configurations(tmp_path: Path) -> None:
 def test_unknown_dtype_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="float64"):
         make_tiny_checkpoint(tmp_path / "ltx", dtype="float64")
+
+
+def test_an_upscaler_for_it(checkpoint: Path, tmp_path: Path) -> None:
+    _load_script().make_tiny_upscaler(tmp_path / "upscaler")
+    pipeline = LTXLatentUpsamplePipeline.from_pretrained(tmp_path / "upscaler")
+    assert _digests(checkpoint)["vae/diffusion_pytorch_model.safetensors"] in _digests(tmp_path / "upscaler").values()
+    latents = torch.randn(1, 16, 2, 3, 4, generator=torch.Generator().manual_seed(0))
+    made = pipeline(latents=latents, output_type="latent").frames
+    assert made.shape == (1, 16, 2, 6, 8)
+    assert made.std() > 0.2
+    assert _move(made.numpy(), pipeline(latents=latents.flip(2), output_type="latent").frames.numpy()) > 0.1

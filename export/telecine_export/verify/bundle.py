@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -56,7 +56,8 @@ def verify_bundle(bundle: Path, source: Source, *, stages: Sequence[str] | None 
     family = family_of(source)
     _check_family(opened, source, family)
     checks = CHECKS[family.name]
-    selected = _select(checks.stages, stages)
+    selected = _select(checks.stages(opened), stages)
+    _check_optional(opened, source, selected.intersection(checks.optional))
     _check_model(opened, source, family)
     with quiet():
         reports = [_component(opened, source, checks, name) for name in checks.components if name in selected]
@@ -188,6 +189,17 @@ def _check_family(bundle: Bundle, source: Source, family: Family) -> None:
                 f"{bundle.root} is {what} {got}",
                 expected=f"{expected}, as {source.root} is",
                 fix="Verify a bundle against the source that it was exported from.",
+            )
+
+
+def _check_optional(bundle: Bundle, source: Source, selected: Collection[str]) -> None:
+    """Refuse to verify what was added to the source at export, where it is not added now."""
+    for name in selected:
+        if name not in source.components:
+            raise SourceError(
+                f"{bundle.root} has a {name}, and {source.root} none",
+                expected="what it was exported from",
+                fix="Pass --upscaler, or name the other stages with --stage.",
             )
 
 

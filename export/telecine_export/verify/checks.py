@@ -7,7 +7,7 @@ import gc
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,17 +41,19 @@ class FamilyChecks:
     """The stages of a family, in the order in which a divergence would spread.
 
     `components`: each compares one part of the bundle with torch's. `run_stages`: what a whole run is compared by;
-    `bundle_run` and `torch_run` make the run and fill a record of them, `bundle_run` as far as it comes.
+    `bundle_run` and `torch_run` make the run and fill a record of them, `bundle_run` as far as it comes. `optional`
+    components are verified in bundles that have them.
     """
 
     components: Mapping[str, Callable[[Bundle, Source], list[Pair]]]
     run_stages: Sequence[str]
     bundle_run: Callable[[BundleModels, Source, Record], None]
     torch_run: Callable[[Source, Record], None]
+    optional: Collection[str] = ()
 
-    @property
-    def stages(self) -> list[str]:
-        return [*self.components, *self.run_stages]
+    def stages(self, bundle: Bundle) -> list[str]:
+        absent = set(self.optional) - set(bundle.manifest.components)
+        return [name for name in (*self.components, *self.run_stages) if name not in absent]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKLLTXVideo, LTXVideoTransformer3DModel
+from diffusers.pipelines.ltx.modeling_latent_upsampler import LTXLatentUpsamplerModel
 from torch import Tensor, nn
 from transformers import T5Config, T5EncoderModel
 
@@ -58,6 +59,7 @@ VIDEOS = (
 # (batch, frames, height, width) in latents; encoder and decoder are traced at (2, 3, 2, 3) and (2, 3, 4, 5).
 ENCODED = ((1, 1, 3, 1), (3, 2, 1, 4), (2, 4, 3, 2))
 DECODED = ((1, 1, 3, 2), (3, 2, 1, 4), (2, 4, 2, 3))
+UPSAMPLED = ((1, 1, 3, 2), (3, 2, 1, 4), (2, 4, 2, 3))
 SEED = 0
 
 
@@ -206,6 +208,35 @@ def vae_decoder(bundle: Bundle, source: Source) -> list[Pair]:
     )
 
 
+def latent_upsampler(bundle: Bundle, source: Source) -> list[Pair]:
+    """(B, C, F, H, W) upsampled latents of random ones."""
+    channels = ltx_video.host(source)["latent_channels"]
+    random = np.random.default_rng(SEED)
+    cases = [
+        Case(
+            name=f"{batch} x {' x '.join(map(str, latents))} latents",
+            feeds={"latents": _normal(random, batch, channels, *latents)},
+        )
+        for batch, *latents in UPSAMPLED
+    ]
+    return compare_graph(
+        bundle,
+        "latent_upsampler",
+        cases,
+        load=lambda: _load_upsampler(source),
+        reference=lambda upsampler, case: upsampler(torch.from_numpy(case.feeds["latents"])),
+    )
+
+
+def _load_upsampler(source: Source) -> nn.Module:
+    """diffusers' own model; not by `from_pretrained`, which takes no original single file."""
+    upsampler: Any = LTXLatentUpsamplerModel.from_config(source.config("latent_upsampler"))
+    with source.checkpoint("latent_upsampler") as checkpoint, loading(str(checkpoint.folder)):
+        upsampler.load_state_dict({name: checkpoint.load(name) for name in upsampler.state_dict()})
+    module: nn.Module = upsampler.eval().float()
+    return module
+
+
 def _grid(host: dict[str, Any]) -> Grid:
     return Grid(spatial=host["spatial_ratio"], temporal=host["temporal_ratio"])
 
@@ -227,7 +258,9 @@ LTX_VIDEO = FamilyChecks(
         "transformer": transformer,
         "vae_encoder": vae_encoder,
         "vae_decoder": vae_decoder,
+        "latent_upsampler": latent_upsampler,
     },
+    optional=("latent_upsampler",),
     run_stages=RUN_STAGES,
     bundle_run=bundle_run,
     torch_run=torch_run,

@@ -16,21 +16,27 @@ from telecine.cli.group import json_option, main, print_json
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--precision", default="fp32", show_default=True, help="Precision of every component (fp32 so far).")
 @click.option("--opset", type=int, default=23, show_default=True, help="ONNX opset: 23, or 20 for older TensorRT.")
+@click.option("--upscaler", help="Latent upsampler to add: a diffusers folder, a hub id or an original .safetensors.")
 @click.option("--revision", help="Revision of a hub id.")
 @click.option("--overwrite", is_flag=True, help="Replace a bundle that exists, once the new one is whole.")
 @json_option
 def export(
-    source: str, bundle: Path, precision: str, opset: int, revision: str | None, overwrite: bool, as_json: bool
-) -> None:
+    source: str, bundle: Path, precision: str, opset: int, upscaler: str | None, revision: str | None,
+    overwrite: bool, as_json: bool,
+) -> None:  # fmt: skip
     """Turn SOURCE (a diffusers folder or a hub id) into the folder BUNDLE."""
     from telecine_export.export import ComponentReport, export_bundle
     from telecine_export.progress import progress_bars
     from telecine_export.source import open_source
+    from telecine_export.upscaler import with_upscaler
 
+    opened = open_source(source, revision=revision)
+    if upscaler is not None:
+        opened = with_upscaler(opened, upscaler)
     reports: list[ComponentReport] = []
     with progress_bars(reports.append) as progress:
         export_bundle(
-            open_source(source, revision=revision),
+            opened,
             bundle,
             precision=precision,
             opset=opset,
@@ -46,15 +52,22 @@ def export(
 @main.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("source")
+@click.option("--upscaler", help="What the bundle's latent upsampler was exported from.")
 @click.option("--revision", help="Revision of a hub id.")
 @click.option("--stage", "stages", multiple=True, help="Verify this stage only; repeat for several.")
 @json_option
-def verify(bundle: Path, source: str, revision: str | None, stages: tuple[str, ...], as_json: bool) -> None:
+def verify(
+    bundle: Path, source: str, upscaler: str | None, revision: str | None, stages: tuple[str, ...], as_json: bool
+) -> None:
     """Compare BUNDLE with SOURCE under torch, stage by stage, at sizes that were not traced."""
     from telecine_export.source import open_source
+    from telecine_export.upscaler import with_upscaler
     from telecine_export.verify import as_text, verify_bundle
 
-    report = verify_bundle(bundle, open_source(source, revision=revision), stages=stages or None)
+    opened = open_source(source, revision=revision)
+    if upscaler is not None:
+        opened = with_upscaler(opened, upscaler)
+    report = verify_bundle(bundle, opened, stages=stages or None)
     if as_json:
         print_json(dataclasses.asdict(report))
     else:

@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
-from telecine.cli.group import json_option, main, print_json
-from telecine.errors import RequestError
+from telecine.cli.group import json_option, main
+from telecine.cli.outputs import (
+    RUNTIME_PARAMETERS,
+    check_latents_output,
+    check_video_output,
+    load,
+    numbers,
+    one_or_many,
+    read_arrays,
+    report,
+    runtime_options,
+    settings,
+)
 
-
-def _numbers(_: click.Context, __: click.Parameter, text: str | None) -> list[float] | None:
-    """`1000,900,500` → numbers."""
-    if text is None:
-        return None
-    try:
-        return [float(item) for item in text.split(",")]
-    except ValueError as error:
-        raise click.BadParameter(f"{text!r} is not a list of numbers such as 1000,900,500") from error
+ONE_OR_MANY = (
+    "prompt", "negative_prompt", "seed", "guidance_scale", "guidance_rescale", "stg_scale", "decode_timestep",
+    "decode_noise_scale",
+)  # fmt: skip
+EMBEDS = ("prompt_embeds", "prompt_attention_mask", "negative_prompt_embeds", "negative_prompt_attention_mask")
 
 
 def _blocks(_: click.Context, __: click.Parameter, text: str | None) -> list[int] | list[list[int]] | None:
@@ -46,17 +53,17 @@ def _blocks(_: click.Context, __: click.Parameter, text: str | None) -> list[int
 )
 @click.option("--prompt", multiple=True, help="Text; repeat for a batch.")
 @click.option("--negative-prompt", multiple=True, help="One for all prompts, or one each.")
-@click.option("--height", type=int, help="Pixels, on the grid of 32.")
-@click.option("--width", type=int, help="Pixels, on the grid of 32.")
+@click.option("--height", type=int, help="Pixels, on the grid of 32; any in two stages.")
+@click.option("--width", type=int, help="Pixels, on the grid of 32; any in two stages.")
 @click.option("--num-frames", type=int, help="8k+1; others are rounded down.")
 @click.option("--frame-rate", type=float, help="Frames a second that the model is told.")
 @click.option("--num-inference-steps", type=int)
-@click.option("--timesteps", callback=_numbers, help="Custom descending timesteps: 1000,900,...")
-@click.option("--guidance-scale", callback=_numbers, help="One, or one a step: 1,6,8")
-@click.option("--guidance-rescale", callback=_numbers, help="0 to 1; one, or one a step.")
-@click.option("--guidance-sigmas", callback=_numbers, help="Lists hold a value for each of these: 1,0.98,0.6")
+@click.option("--timesteps", callback=numbers, help="Custom descending timesteps: 1000,900,...")
+@click.option("--guidance-scale", callback=numbers, help="One, or one a step: 1,6,8")
+@click.option("--guidance-rescale", callback=numbers, help="0 to 1; one, or one a step.")
+@click.option("--guidance-sigmas", callback=numbers, help="Lists hold a value for each of these: 1,0.98,0.6")
 @click.option("--cfg-star/--no-cfg-star", default=None, help="Scale the negative prediction to the positive one.")
-@click.option("--stg-scale", callback=_numbers, help="Of spatio-temporal guidance; one, or one a step.")
+@click.option("--stg-scale", callback=numbers, help="Of spatio-temporal guidance; one, or one a step.")
 @click.option("--stg-mode", help="attention_values (the default), attention_skip or transformer_block.")
 @click.option("--stg-blocks", callback=_blocks, help="Blocks to perturb: 19; a list a step: 11,25;28")
 @click.option("--num-videos-per-prompt", type=int)
@@ -67,71 +74,41 @@ def _blocks(_: click.Context, __: click.Parameter, text: str | None) -> list[int
     type=click.Path(path_type=Path),
     help="Instead of text: prompt_embeds, prompt_attention_mask and negative_... in a safetensors.",
 )
-@click.option("--decode-timestep", callback=_numbers, help="Of the decoder; one, or one a video: 0.05,0.03")
-@click.option("--decode-noise-scale", callback=_numbers, help="Default: the decode timestep.")
+@click.option("--decode-timestep", callback=numbers, help="Of the decoder; one, or one a video: 0.05,0.03")
+@click.option("--decode-noise-scale", callback=numbers, help="Default: the decode timestep.")
 @click.option("--max-sequence-length", type=int, help="Text length in tokens.")
 @click.option("--output-type", type=click.Choice(["uint8", "latent"]), default="uint8", show_default=True)
+@click.option(
+    "--second-stage",
+    multiple=True,
+    callback=settings,
+    metavar="NAME=VALUE",
+    help="Make the video in two stages (as a two-stage preset does), with denoise_strength=0.4, timesteps=909,725, ...",
+)
 @click.option("--preset", help="A preset of the bundle, such as recommended.")
 @click.option("--pipeline", help="Host math of another diffusers pipeline class than the source's.")
 @click.option("--file-frame-rate", type=float, help="Of the file. Default: the request's frame rate.")
 @click.option("--quality", type=int, help="CRF of mp4 and webm: lower is better.")
-@click.option("--backend", default="auto", show_default=True, help="auto or onnxruntime.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--provider", "providers", multiple=True, help="ONNX Runtime execution provider, in order of preference.")
-@click.option("--threads", type=click.IntRange(min=1), help="Threads of one operator.")
-@click.option("--memory-arena/--no-memory-arena", default=True, show_default=True, help="Keep freed CPU memory.")
-@click.option("--memory-pattern/--no-memory-pattern", default=True, show_default=True, help="Plan memory by shape.")
+@runtime_options
 @json_option
 def generate(
-    bundle: Path, output: Path, providers: Sequence[str], threads: int | None, memory_arena: bool, memory_pattern: bool,
-    backend: str, device: str, file_frame_rate: float | None, quality: int | None, as_json: bool, **parameters: Any,
-) -> None:  # fmt: skip
+    bundle: Path, output: Path, file_frame_rate: float | None, quality: int | None, as_json: bool, **parameters: Any
+) -> None:
     """Make a video with BUNDLE."""
-    import telecine
-
+    runtime = {name: parameters.pop(name) for name in RUNTIME_PARAMETERS}
     latent = parameters["output_type"] == "latent"
     for name in ONE_OR_MANY:
-        parameters[name] = _one_or_many(parameters[name])
-    parameters |= _arrays(parameters.pop("latents"), ("latents",))
-    parameters |= _arrays(parameters.pop("prompt_embeds"), EMBEDS)
+        parameters[name] = one_or_many(parameters[name])
+    parameters |= read_arrays(parameters.pop("latents"), ("latents",))
+    parameters |= read_arrays(parameters.pop("prompt_embeds"), EMBEDS)
     if latent:
-        _check_latents_output(output, file_frame_rate, quality)
+        check_latents_output(output, file_frame_rate, quality)
     else:
         frame_rate = parameters["frame_rate"] if file_frame_rate is None else file_frame_rate
-        _check_video_output(output, _videos(parameters), frame_rate, quality)
-    options = telecine.OnnxRuntimeOptions(
-        providers=tuple(providers) or None, threads=threads, memory_arena=memory_arena, memory_pattern=memory_pattern
-    )
-    with telecine.load(bundle, backend=backend, device=device, options=options) as pipe, _progress() as callback:
+        check_video_output(output, _videos(parameters), frame_rate, quality)
+    with load(bundle, **runtime) as pipe, _progress() as callback:
         result = pipe.generate(**parameters, callback=callback)
-    if latent:
-        paths = [_save_latents(result.latents, output)]
-    else:
-        paths = result.save(output, frame_rate=file_frame_rate, quality=quality)
-    if as_json:
-        print_json({"files": [str(path) for path in paths], "seeds": result.seeds, "seconds": dict(result.timings)})
-    else:
-        for path in paths:
-            click.echo(path)
-        click.echo(
-            f"seed {', '.join(map(str, result.seeds))}; "
-            + ", ".join(f"{name} {seconds:.2f} s" for name, seconds in result.timings.items()),
-            err=True,
-        )
-
-
-ONE_OR_MANY = (
-    "prompt", "negative_prompt", "seed", "guidance_scale", "guidance_rescale", "stg_scale", "decode_timestep",
-    "decode_noise_scale",
-)  # fmt: skip
-EMBEDS = ("prompt_embeds", "prompt_attention_mask", "negative_prompt_embeds", "negative_prompt_attention_mask")
-
-
-def _one_or_many(values: Sequence[Any] | None) -> Any:
-    """None for none, the value for one, a list for several."""
-    if not values:
-        return None
-    return values[0] if len(values) == 1 else list(values)
+    report(result, output, file_frame_rate, quality, as_json)
 
 
 def _videos(parameters: dict[str, Any]) -> int:
@@ -139,75 +116,6 @@ def _videos(parameters: dict[str, Any]) -> int:
     prompt, embeds = parameters["prompt"], parameters.get("prompt_embeds")
     prompts = len(embeds) if embeds is not None and embeds.ndim else len(prompt) if isinstance(prompt, list) else 1
     return prompts * (parameters["num_videos_per_prompt"] or 1)
-
-
-def _check_video_output(output: Path, videos: int, frame_rate: float | None, quality: int | None) -> None:
-    """Refuse files that could not be written before the minutes that make their content."""
-    from telecine.pipeline import numbered
-    from telecine.video import check_output_path
-    from telecine.video.ffmpeg import check_encoder
-    from telecine.video.formats import format_of
-
-    for path in numbered(output, min(max(videos, 1), 100)):  # nobody waits for more checks than these
-        check_output_path(path, frame_rate=frame_rate, quality=quality)
-    check_encoder(format_of(output))
-
-
-def _check_latents_output(output: Path, frame_rate: float | None, quality: int | None) -> None:
-    """As `_check_video_output`, for --output-type latent."""
-    from telecine.atomic import check_writable
-
-    if output.suffix != ".safetensors" or frame_rate is not None or quality is not None:
-        raise RequestError(
-            f"latents into {output}" + (" with a frame rate or quality" if output.suffix == ".safetensors" else ""),
-            expected="a .safetensors file, and no --file-frame-rate or --quality",
-            fix="Write -o latents.safetensors, or leave --output-type out for a video.",
-        )
-    else:
-        check_writable(output)
-
-
-def _arrays(path: Path | None, names: tuple[str, ...]) -> dict[str, Any]:
-    """The arrays of a safetensors file, by the parameters' names."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    if path is None:
-        return {}
-    try:
-        arrays = load_file(path)
-    except (OSError, SafetensorError, TypeError) as error:  # TypeError: bfloat16, which NumPy lacks
-        raise RequestError(
-            f"{path} cannot be read: {error}",
-            expected="a safetensors file of float32 or float16 arrays",
-            fix="Check the path, or save the arrays as float32.",
-        ) from error
-    if not arrays or not set(arrays) <= set(names):
-        raise RequestError(
-            f"{path} holds {', '.join(sorted(arrays)) or 'nothing'}",
-            expected=f"some of {', '.join(names)}",
-            fix="Name the arrays as generate's parameters.",
-        )
-    return dict(arrays)
-
-
-def _save_latents(latents: Any, output: Path) -> Path:
-    from safetensors.numpy import save
-
-    from telecine.atomic import atomic_file
-
-    # Not save_file: it renames a file of its own over the one that atomic_file has locked.
-    content = save({"latents": latents})
-    try:
-        with atomic_file(output) as temporary:
-            temporary.write_bytes(content)
-    except OSError as error:
-        raise RequestError(
-            f"{output} could not be written ({error.strerror or error})",
-            expected="a disk with room",
-            fix="Free space, or choose another path.",
-        ) from error
-    return output
 
 
 @contextmanager
@@ -220,7 +128,8 @@ def _progress() -> Iterator[Callable[..., None]]:
             nonlocal bar
             if not sys.stderr.isatty():
                 return  # click would still print the label
-            if bar is None:
+            if index == 0:  # of each stage, where there are several
+                stack.close()
                 bar = stack.enter_context(click.progressbar(length=steps, label="denoising", file=sys.stderr))
             bar.update(1)
 

@@ -5,8 +5,8 @@ Axes: B videos, C latent channels, F H W latent frames, height, width, T = FÂ·HÂ
 
 from __future__ import annotations
 
-from telecine.families.base import Family, PipelineSpec
-from telecine.families.ltx_video import text_to_video
+from telecine.families.base import Family, PipelineSpec, UpscalerSpec
+from telecine.families.ltx_video import text_to_video, two_stage, upscale
 
 LTX_VIDEO = Family(
     name="ltx-video",
@@ -29,4 +29,15 @@ LTX_VIDEO = Family(
             },
         ),
     },
+    upscaler=UpscalerSpec(
+        run=upscale.run,
+        # LTXLatentUpsamplePipeline.__call__'s own, but for height and width (512 and 704 there): a video keeps its own.
+        defaults={
+            "adain_factor": 0.0,
+            "tone_map_compression_ratio": 0.0,
+            "decode_timestep": 0.0,
+            "output_type": "np",
+        },
+    ),
+    two_stage=two_stage.run,
 )

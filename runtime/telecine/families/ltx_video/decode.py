@@ -14,6 +14,7 @@ from telecine.latents import mix_decode_noise
 from telecine.noise import Generator, randn
 from telecine.pixels import to_uint8, to_unit_range
 from telecine.request import Request
+from telecine.upscale_request import UpscaleRequest
 
 Array = npt.NDArray[np.float32]
 
@@ -26,7 +27,7 @@ class DecodeSettings:
     noise_scale: Array
 
     @classmethod
-    def of(cls, request: Request) -> DecodeSettings:
+    def of(cls, request: Request | UpscaleRequest) -> DecodeSettings:
         """The scale is the timestep where none is given.
 
         Raises:
@@ -42,10 +43,17 @@ def decode(
     models: Models, host: Host, latents: Array, settings: DecodeSettings, generators: list[Generator], output_type: str
 ) -> npt.NDArray[Any]:
     """(B, C, F, H, W) normalised latents to (B, num_frames, height, width, 3) frames, float32 or uint8."""
-    feeds: dict[str, Array] = {"latents": host.denormalize(latents)}
+    return decode_denormalized(models, host, host.denormalize(latents), settings, generators, output_type)
+
+
+def decode_denormalized(
+    models: Models, host: Host, latents: Array, settings: DecodeSettings, generators: list[Generator], output_type: str
+) -> npt.NDArray[Any]:
+    """As `decode`, of latents at the VAE's own scale."""
+    feeds = {"latents": latents}
     if host.timestep_conditioning:
         noise = randn(generators, latents.shape)
-        feeds["latents"] = mix_decode_noise(feeds["latents"], noise, settings.noise_scale)
+        feeds["latents"] = mix_decode_noise(latents, noise, settings.noise_scale)
         feeds["timestep"] = settings.timestep
     frames = to_unit_range(models.session("vae_decoder").run(feeds)["video"])
     return to_uint8(frames) if output_type == "uint8" else frames

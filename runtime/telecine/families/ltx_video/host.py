@@ -10,16 +10,24 @@ import numpy as np
 import numpy.typing as npt
 
 from telecine.errors import BundleError
-from telecine.latents import denormalize
+from telecine.latents import denormalize, normalize
 from telecine.schedulers.flow_match_euler import FlowMatchEulerConfig
 from telecine.shapes import Grid
 
 Array = npt.NDArray[np.float32]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpsamplerFactors:
+    """How many times larger (1 or 2) the latent upsampler makes the sides of latents, and the steps between frames."""
+
+    spatial: int
+    temporal: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Host:
-    """Ratios, latent statistics, schedule and RoPE frequencies of one model."""
+    """Ratios, latent statistics, schedule, RoPE frequencies and upsampler of one model."""
 
     grid: Grid
     latent_channels: int
@@ -31,6 +39,7 @@ class Host:
     scaling_factor: float
     rope_frequencies: Array
     scheduler: FlowMatchEulerConfig
+    upsampler: UpsamplerFactors | None = None
 
     @classmethod
     def parse(cls, host: Mapping[str, Any]) -> Host:
@@ -39,6 +48,7 @@ class Host:
             BundleError: a field is missing, or the scheduler is one that telecine does not have.
         """
         try:
+            upsampler = host.get("upsampler")
             return cls(
                 grid=Grid(spatial=host["spatial_ratio"], temporal=host["temporal_ratio"]),
                 latent_channels=host["latent_channels"],
@@ -50,6 +60,8 @@ class Host:
                 scaling_factor=host["scaling_factor"],
                 rope_frequencies=np.array(host["rope_frequencies"], dtype=np.float32),
                 scheduler=FlowMatchEulerConfig.from_dict(host["scheduler"]),
+                upsampler=upsampler
+                and UpsamplerFactors(spatial=upsampler["spatial_factor"], temporal=upsampler["temporal_factor"]),
             )
         except KeyError as error:
             raise BundleError(
@@ -61,3 +73,20 @@ class Host:
     def denormalize(self, latents: Array) -> Array:
         """(B, C, F, H, W) latents of the transformer's scale, brought to the VAE's."""
         return denormalize(latents, self.latents_mean, self.latents_std, self.scaling_factor)
+
+    def normalize(self, latents: Array) -> Array:
+        """(B, C, F, H, W) latents of the VAE's scale, brought to the transformer's."""
+        return normalize(latents, self.latents_mean, self.latents_std, self.scaling_factor)
+
+    def require_upsampler(self) -> UpsamplerFactors:
+        """
+        Raises:
+            BundleError: the bundle has no latent upsampler.
+        """
+        if self.upsampler is None:
+            raise BundleError(
+                "this bundle has no latent_upsampler",
+                expected="one, to upscale with",
+                fix="Export it again with: telecine export SOURCE BUNDLE --upscaler UPSCALER",
+            )
+        return self.upsampler

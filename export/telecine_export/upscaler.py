@@ -1,0 +1,83 @@
+"""`--upscaler`: add a latent upsampler that lies in a checkpoint of its own to a source."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from telecine.errors import SourceError
+from telecine_export.source import Part, Source, open_source, read_json
+
+UPSCALER_CLASS = "LTXLatentUpsamplePipeline"
+LATENT_UPSAMPLER = "latent_upsampler"
+STATISTICS = ("latents_mean", "latents_std")
+# bfloat16 keeps 8 bits: the same statistics may differ by this much, of two VAEs by far more.
+SAME = 2.0**-7
+
+
+def with_upscaler(source: Source, upscaler: str) -> Source:
+    """The source with a latent upsampler: a pipeline folder, a component folder, a hub id or an original single file.
+
+    Raises:
+        SourceError: no upscaler there, or one whose VAE has other latents than the source's.
+    """
+    path = Path(os.path.expanduser(upscaler))
+    if path.is_file():
+        part = _original(path)
+    elif (path / "config.json").is_file():
+        part = Part(config=read_json(path / "config.json"), weights=path)
+    else:
+        pipeline = open_source(upscaler)
+        if pipeline.pipeline_class != UPSCALER_CLASS:
+            raise SourceError(
+                f"{upscaler} is a {pipeline.pipeline_class}",
+                expected=f"a {UPSCALER_CLASS}, its latent_upsampler folder, or an original upscaler's .safetensors",
+                fix="Give the model as SOURCE and its upscaler to --upscaler.",
+            )
+        part = Part(config=pipeline.config(LATENT_UPSAMPLER), weights=pipeline.root / LATENT_UPSAMPLER)
+        if (pipeline.root / "vae").is_dir():  # some are published without one
+            _check_statistics(source, pipeline)
+    if "mid_channels" not in part.config:
+        raise SourceError(
+            f"{upscaler} has a configuration without mid_channels",
+            expected="a latent upsampler's",
+            fix="Check that --upscaler names the upscaler, not the model.",
+        )
+    return dataclasses.replace(source, components={**source.components, LATENT_UPSAMPLER: part})
+
+
+def _original(path: Path) -> Part:
+    """An upscaler of the original repository: diffusers' tensor names, and the configuration in the file's metadata."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            config = json.loads((file.metadata() or {}).get("config", "null"))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise SourceError(
+            f"{path} cannot be read: {error}", expected="a whole safetensors file", fix="Download or copy it again."
+        ) from error
+    if not isinstance(config, dict):
+        raise SourceError(
+            f"{path} has no configuration in its metadata",
+            expected="an upscaler as Lightricks publishes it, or one that diffusers saved",
+            fix="Pass the folder that holds it and its config.json.",
+        )
+    return Part(config=config, weights=path)
+
+
+def _check_statistics(source: Source, upscaler: Source) -> None:
+    """Refuse an upscaler that was trained on another VAE's latents, where its checkpoint has that VAE."""
+    with source.checkpoint("vae") as ours, upscaler.checkpoint("vae") as theirs:
+        for name in STATISTICS:
+            a, b = ours.load(name).float(), theirs.load(name).float()
+            if a.shape != b.shape or not torch.allclose(a, b, rtol=SAME, atol=SAME):
+                apart = f"by {(a - b).abs().max():.2g}" if a.shape == b.shape else f"in shape, {tuple(b.shape)}"
+                raise SourceError(
+                    f"{upscaler.root}/vae differs from {source.root}/vae in {name} ({apart})",
+                    expected="one VAE for both: the upscaler works on its latents",
+                    fix="Take the upscaler that was made for this model.",
+                )

@@ -1,0 +1,183 @@
+"""The two-stage recipe of LTX-Video 0.9.7: low resolution, upsampled latents, a short second denoising, a resize."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from telecine.checks import check, is_whole
+from telecine.denoise import Callback
+from telecine.errors import BundleError, RequestError
+from telecine.families.base import Models, Output, PipelineSpec, Stage
+from telecine.families.ltx_video.decode import DecodeSettings
+from telecine.families.ltx_video.host import Host
+from telecine.families.ltx_video.text import with_embeddings
+from telecine.families.ltx_video.upscale import upsample
+from telecine.noise import Generator
+from telecine.per_step import listed
+from telecine.request import Request
+from telecine.resample import BICUBIC, resize
+from telecine.schedulers.flow_match_euler import calculate_shift, make_schedule
+from telecine.second_stage import SecondStage
+from telecine.shapes import Grid, VideoShape
+
+GUIDANCE = ("guidance_scale", "guidance_rescale", "stg_scale")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """The videos of the two stages; what was asked for is the second one, resized."""
+
+    first: VideoShape
+    second: VideoShape
+
+    @classmethod
+    def plan(cls, request: Request, downscale_factor: float, grid: Grid) -> Sizes:
+        """The first stage is the size asked for times the factor, to the nearest of the grid; the second is twice that.
+
+        diffusers' documentation rounds to the temporal ratio, which gives sizes that its pipeline refuses.
+
+        Raises:
+            RequestError: a side is no positive whole number, or there is no frame.
+        """
+        for name in ("height", "width"):
+            side = getattr(request, name)
+            right = is_whole(side) and side > 0
+            check(right, f"{name} is {side!r}", "a positive whole number", f"Pass {name} in pixels.")
+        height, width = (
+            max(round(side * downscale_factor / grid.spatial), 1) * grid.spatial
+            for side in (request.height, request.width)
+        )
+        first = VideoShape.from_request(num_frames=request.num_frames, height=height, width=width, grid=grid)
+        return cls(first=first, second=dataclasses.replace(first, height=2 * height, width=2 * width))
+
+
+def run(
+    spec: PipelineSpec,
+    second: SecondStage,
+    models: Models,
+    request: Request,
+    *,
+    stage: Stage,
+    callback: Callback | None,
+) -> Output:
+    """A prompt → (B, num_frames, height, width, 3) frames, any height and width; or the second stage's latents.
+
+    Both stages are runs of `spec` with the same seeds and text; the callback sees the steps of both.
+
+    Raises:
+        RequestError: a parameter is wrong, or one that two stages cannot heed.
+        BundleError: the bundle has no upsampler that doubles the sides.
+        Cancelled: the callback stopped the run.
+    """
+    host = Host.parse(models.host)
+    _check(spec, request, host)
+    sizes = Sizes.plan(request, second.downscale_factor, host.grid)
+    if sizes.first.num_frames != request.num_frames:
+        logger.warning("num_frames is %d: making %d frames", request.num_frames, sizes.first.num_frames)
+    _check_stages(request, second, sizes, host)
+    seeds = request.seeds()
+    scales = [*(listed(request.guidance_scale) or [request.guidance_scale]), second.guidance_scale or 0]
+    guided = max(scales) > 1
+    with stage("text"):
+        request = dataclasses.replace(with_embeddings(models, request, host, negative=guided), seed=seeds)
+
+    coarse = spec.run(
+        models, _sized(request, sizes.first, output_type="latent"), stage=_named("first", stage), callback=callback
+    )
+    assert coarse.latents is not None
+    with stage("upsample"):
+        latents = upsample(
+            models, host.denormalize(coarse.latents), second.adain_factor, second.tone_map_compression_ratio
+        )
+    refined = spec.run(
+        models, _refinement(request, second, sizes.second, host.normalize(latents)), stage=_named("second", stage),
+        callback=callback,
+    )  # fmt: skip
+    if refined.frames is None:
+        return refined
+    with stage("resize"):
+        return dataclasses.replace(refined, frames=_resized(refined.frames, request.height, request.width))
+
+
+def _check(spec: PipelineSpec, request: Request, host: Host) -> None:
+    factors = host.require_upsampler()
+    if (factors.spatial, factors.temporal) != (2, 1):
+        raise BundleError(
+            f"this bundle's upsampler enlarges {factors.spatial} times in space and {factors.temporal} in time",
+            expected="2 and 1 for two stages: a spatial upsampler",
+            fix="Export again with a spatial upscaler; this one serves upscale().",
+        )
+    if "denoise_strength" not in spec.defaults:
+        raise RequestError(
+            "two stages with a pipeline that cannot denoise given latents in part",
+            expected="one with denoise_strength",
+            fix="Pass pipeline='LTXConditionPipeline'.",
+        )
+    by_step = [name for name in GUIDANCE if listed(getattr(request, name)) is not None]
+    if (by_step or listed((listed(request.stg_blocks) or [0])[0]) is not None) and not request.guidance_sigmas:
+        raise RequestError(
+            f"a list a step for {', '.join(by_step) or 'stg_blocks'} with two stages, which have other steps",
+            expected="one value, or lists for the ranges of guidance_sigmas",
+            fix="Add guidance_sigmas.",
+        )
+    if request.latents is not None:
+        raise RequestError(
+            "latents with two stages",
+            expected="none: the first stage makes them",
+            fix="Call upscale() with them, then generate() with denoise_strength.",
+        )
+
+
+def _check_stages(request: Request, second: SecondStage, sizes: Sizes, host: Host) -> None:
+    """Refuse what a stage would refuse now: not after the text encoder, or the first stage."""
+    for timesteps, shape in ((request.timesteps, sizes.first), (second.timesteps, sizes.second)):
+        if timesteps is not None:
+            mu = calculate_shift(shape.latent(host.grid).tokens, host.scheduler)
+            make_schedule(host.scheduler, timesteps=timesteps, mu=mu)
+    DecodeSettings.of(request)
+    for seed in request.seeds():
+        Generator(seed)
+
+
+def _sized(request: Request, shape: VideoShape, **changes: object) -> Request:
+    return dataclasses.replace(
+        request, num_frames=shape.num_frames, height=shape.height, width=shape.width, **changes  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def _refinement(request: Request, second: SecondStage, shape: VideoShape, latents: npt.NDArray[np.float32]) -> Request:
+    guidance = {name: getattr(second, name) for name in GUIDANCE if getattr(second, name) is not None}
+    return _sized(
+        request,
+        shape,
+        latents=latents,
+        denoise_strength=second.denoise_strength,
+        num_inference_steps=second.num_inference_steps,
+        timesteps=second.timesteps,
+        **guidance,
+    )
+
+
+def _named(prefix: str, stage: Stage) -> Stage:
+    """`stage`, with what it times told apart from the other run's."""
+
+    def prefixed(name: str) -> AbstractContextManager[None]:
+        return stage(f"{prefix} {name}")
+
+    return prefixed
+
+
+def _resized(frames: npt.NDArray[np.generic], height: int, width: int) -> npt.NDArray[np.generic]:
+    """(B, F, h, w, 3) frames at the size asked for, as Pillow resizes images by default."""
+    if frames.shape[2:4] == (height, width):
+        return frames
+    resized = np.stack([resize(video, height, width, BICUBIC) for video in frames])
+    return resized if resized.dtype == np.uint8 else np.clip(resized, 0, 1, out=resized)  # the filter overshoots

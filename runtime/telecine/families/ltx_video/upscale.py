@@ -1,0 +1,116 @@
+"""diffusers' `LTXLatentUpsamplePipeline`: from a video or its latents to larger ones."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import numpy.typing as npt
+
+from telecine.checks import floats
+from telecine.errors import RequestError
+from telecine.families.base import Models, Output, Stage
+from telecine.families.ltx_video.decode import DecodeSettings, decode_denormalized
+from telecine.families.ltx_video.encode import encode_video
+from telecine.families.ltx_video.host import Host
+from telecine.frames import load_frames
+from telecine.noise import Generator
+from telecine.pixels import to_signed_range
+from telecine.resample import LANCZOS, resize
+from telecine.shapes import VideoShape
+from telecine.upsampling import adain, tone_map
+from telecine.upscale_request import UpscaleRequest
+
+logger = logging.getLogger(__name__)
+
+Array = npt.NDArray[np.float32]
+
+FRAME_RATE = 25.0  # of videos that do not tell theirs: LTX-Video's own default
+
+
+def run(models: Models, request: UpscaleRequest, *, stage: Stage) -> Output:
+    """diffusers' `LTXLatentUpsamplePipeline.__call__`: a video or (B, C, F, H, W) latents → larger frames or latents.
+
+    Raises:
+        RequestError: a parameter is wrong.
+        BundleError: the bundle has no upsampler.
+    """
+    host = Host.parse(models.host)
+    factors = host.require_upsampler()
+    seeds = request.seeds()
+    generators = [Generator(seed) for seed in seeds]
+    settings = DecodeSettings.of(request)  # refused now, not after the encoding
+    rate = None
+    if request.latents is not None:
+        latents = _given_latents(request, host)
+    else:
+        video, rate = _given_video(request, host)
+        with stage("encode"):
+            latents = encode_video(models, host, video, generators)
+    with stage("upsample"):
+        latents = upsample(models, host.denormalize(latents), request.adain_factor, request.tone_map_compression_ratio)
+    # A temporal upsampler puts frames between frames: the video stays as long as it was.
+    rate = request.frame_rate or (rate or FRAME_RATE) * factors.temporal
+    if request.output_type == "latent":
+        return Output(latents=host.normalize(latents), seeds=seeds, frame_rate=rate)
+    with stage("decode"):
+        frames = decode_denormalized(models, host, latents, settings, generators, request.output_type)
+        return Output(frames=frames, seeds=seeds, frame_rate=rate)
+
+
+def upsample(models: Models, latents: Array, adain_factor: float, tone_map_compression_ratio: float) -> Array:
+    """(B, C, F, H, W) denormalised latents → the same, upsampled.
+
+    Raises:
+        RequestError: AdaIN of latents that have one value a channel.
+    """
+    if adain_factor > 0 and latents[0, 0].size == 1:
+        raise RequestError(
+            "AdaIN of a single latent",
+            expected="a video of more than one latent: one value has no deviation to match",
+            fix="Use adain_factor=0, or a larger or longer video.",
+        )
+    upsampled = models.session("latent_upsampler").run({"latents": latents})["latents_upsampled"]
+    if adain_factor > 0:
+        upsampled = adain(upsampled, latents, adain_factor)
+    if tone_map_compression_ratio > 0:
+        upsampled = tone_map(upsampled, tone_map_compression_ratio)
+    return upsampled
+
+
+def _given_latents(request: UpscaleRequest, host: Host) -> Array:
+    """The caller's (B, C, F, H, W) normalised latents; a height and width that are given must be theirs."""
+    latents = np.ascontiguousarray(floats("latents", request.latents))
+    sides = {"height": latents.shape[3] * host.grid.spatial, "width": latents.shape[4] * host.grid.spatial}
+    for name, side in sides.items():
+        if getattr(request, name) not in (None, side):
+            raise RequestError(
+                f"{name} is {getattr(request, name)}",
+                expected=f"{side}, which the latents have",
+                fix=f"Leave {name} out: it is what a video is resized to before it is upscaled.",
+            )
+    if latents.shape[1] != host.latent_channels or not np.isfinite(latents).all():
+        what = f"{latents.shape[1]} channels" if latents.shape[1] != host.latent_channels else "NaN or infinity"
+        raise RequestError(
+            f"latents hold {what}",
+            expected=f"finite numbers in {host.latent_channels} channels",
+            fix="Pass latents that this model made.",
+        )
+    return latents
+
+
+def _given_video(request: UpscaleRequest, host: Host) -> tuple[Array, float | None]:
+    """(1, 3, num_frames, height, width) in [-1, 1], resized as asked, and the frame rate where it is a file's."""
+    frames, rate = load_frames(request.video)
+    height = frames.shape[1] if request.height is None else request.height
+    width = frames.shape[2] if request.width is None else request.width
+    shape = VideoShape.from_request(num_frames=len(frames), height=height, width=width, grid=host.grid)
+    request.check_pixels(shape.num_frames, shape.height, shape.width)
+    if shape.num_frames != len(frames):
+        logger.warning(
+            "%d frames are not %d*k+1: upscaling the first %d", len(frames), host.grid.temporal, shape.num_frames
+        )
+    resized = resize(frames[: shape.num_frames], shape.height, shape.width, LANCZOS)
+    if resized.dtype != np.uint8:
+        np.clip(resized, 0, 1, out=resized)  # the filter overshoots
+    return to_signed_range(resized), rate
