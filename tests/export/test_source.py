@@ -1,36 +1,16 @@
-"""Checkpoints as people have them: whole, half downloaded, pickled, sharded, cached by the hub's client."""
+"""A source is a folder in diffusers' layout, or says what it is instead."""
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import save_file
 
 from telecine.errors import SourceError
-from telecine_export import source as source_module
 from telecine_export.families import family_of
 from telecine_export.source import Source, open_source
-
-WEIGHTS = "diffusion_pytorch_model"
-
-
-def write_weights(path: Path, **tensors: torch.Tensor) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors or {"weight": torch.arange(6.0).reshape(2, 3)}, path)
-    return path
-
-
-def write_index(folder: Path, weight_map: Any, name: str = f"{WEIGHTS}.safetensors.index.json") -> None:
-    (folder / name).write_text(json.dumps({"metadata": {"total_size": 0}, "weight_map": weight_map}))
-
-
-def files_of(folder: Path) -> list[str]:
-    return [file.name for file in source_module._weight_files(folder)]
 
 
 def test_a_folder_opens(tiny_source: Path) -> None:
@@ -49,12 +29,6 @@ def test_a_path_that_does_not_exist_names_what_would(name: str, tmp_path: Path, 
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SourceError, match=r"does not exist; expected .*hub id such as"):
         open_source(name)
-
-
-def test_a_single_file_is_refused_with_the_conversion(tmp_path: Path) -> None:
-    file = write_weights(tmp_path / "ltx-video-2b-v0.9.5.safetensors")
-    with pytest.raises(SourceError, match=r"single file.*from_single_file\(FILE\)\.save_pretrained"):
-        open_source(str(file))
 
 
 def test_a_folder_without_model_index(tmp_path: Path) -> None:

@@ -1,0 +1,217 @@
+"""An original file with T5 beside it exports to the same weights as the folder that it holds the tensors of."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from diffusers import AutoencoderKLLTXVideo, LTXVideoTransformer3DModel
+from safetensors.torch import load_file, save_file
+
+from telecine.bundle import Bundle
+from telecine.cli import main
+from telecine.errors import SourceError
+from telecine_export import hub
+from telecine_export.ltx_video_releases import STATIC, Release
+from telecine_export.source import Source, open_source
+
+Write = Callable[..., Path]
+
+
+def assert_same_tensors(source: Source, other: Source, *components: str) -> None:
+    for component in components:
+        with source.checkpoint(component) as ours, other.checkpoint(component) as theirs:
+            assert set(theirs.names()) <= set(ours.names())
+            for name in theirs.names():
+                assert ours.shape(name) == theirs.shape(name)
+                assert torch.equal(ours.load(name), theirs.load(name)), name
+
+
+@pytest.fixture(scope="session")
+def other_source(shared: Callable[..., Path], plain_source: Path) -> Path:
+    """A checkpoint of the tiny transformer's and T5's shapes, with other weights."""
+    return plain_source
+
+
+def test_the_bundle_of_a_single_file_has_the_folder_s_weights(
+    original_file: Path, tiny_source: Path, tiny_bundle: Path, tiny_release: Release, tmp_path: Path
+) -> None:
+    arguments = ["export", original_file, tmp_path / "bundle", "--text-encoder", tiny_source, "--json"]
+    done = CliRunner().invoke(main, [*map(str, arguments)])
+    assert done.exit_code == 0, done.stderr
+    ours, theirs = Bundle.open(tmp_path / "bundle").manifest, Bundle.open(tiny_bundle).manifest
+    weights = {name: component.weights.sha256 for name, component in ours.components.items()}
+    assert weights == {name: component.weights.sha256 for name, component in theirs.components.items()}
+    assert ours.tokenizer.sha256 == theirs.tokenizer.sha256
+    assert ours.host == theirs.host | {"scheduler": dict(STATIC)}
+    assert (ours.variant, ours.pipeline) == ("0.9.5", "LTXPipeline")
+    found = json.loads(done.stdout)["source"]
+    assert found == done.stderr.splitlines()[: len(found)]
+    assert found[0] == "ltx-video 0.9.5, LTXPipeline"
+    assert found[2] == f"transformer: {original_file} (F32)"
+    verified = CliRunner().invoke(
+        main, ["verify", str(tmp_path / "bundle"), *map(str, arguments[1::2][:1]), "--text-encoder", str(tiny_source)]
+    )
+    assert verified.exit_code == 0, verified.output
+    assert "verified: tokenizer, text_encoder, transformer, vae_encoder, vae_decoder, prompt_embeds" in verified.stdout
+
+
+def test_it_reads_as_diffusers_from_single_file_reads(
+    original_file: Path, tiny_source: Path, tiny_release: Any
+) -> None:
+    source = open_source(str(original_file), text_encoder=str(tiny_source))
+    theirs = LTXVideoTransformer3DModel.from_single_file(
+        str(original_file), config=str(tiny_source), subfolder="transformer"
+    ).state_dict()
+    with source.checkpoint("transformer") as checkpoint:
+        assert set(checkpoint.names()) == set(theirs)
+        assert all(torch.equal(checkpoint.load(name), values) for name, values in theirs.items())
+
+
+def test_a_first_vae_reads_as_diffusers_from_single_file_reads(
+    layouts: Any, written: Write, tiny_source: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    widths = {"block_out_channels": (8, 16, 32, 32), "decoder_block_out_channels": (8, 16, 32, 32)}
+    vae: Any = AutoencoderKLLTXVideo(
+        **widths, layers_per_block=(1,) * 5, decoder_layers_per_block=(1,) * 5, latent_channels=16
+    )
+    vae.save_pretrained(tmp_path / "base" / "vae")
+    shutil.copy(tiny_source / "model_index.json", tmp_path / "base")
+    file = written({f"vae.{layouts.vae(name, '0.9.0')}": values for name, values in vae.state_dict().items()})
+    theirs = AutoencoderKLLTXVideo.from_single_file(
+        str(file), config=str(tmp_path / "base"), subfolder="vae"
+    ).state_dict()
+    source = open_source(str(tmp_path / "base"), vae=str(file))
+    with source.checkpoint("vae") as checkpoint:
+        assert set(checkpoint.names()) == set(theirs)
+        assert all(torch.equal(checkpoint.load(name), values) for name, values in theirs.items())
+
+
+def test_overrides_take_one_component_and_leave_the_others(
+    original_file: Path, tiny_source: Path, other_source: Path, tiny_release: Release
+) -> None:
+    base, other = open_source(str(tiny_source)), open_source(str(other_source))
+    by_folder = open_source(str(tiny_source), transformer=str(other_source / "transformer"))
+    assert_same_tensors(by_folder, other, "transformer")
+    assert_same_tensors(by_folder, base, "vae", "text_encoder")
+    by_pipeline = open_source(str(tiny_source), text_encoder=str(other_source))
+    assert_same_tensors(by_pipeline, other, "text_encoder")
+    assert by_pipeline.tokenizer == other_source / "tokenizer"
+    by_file = open_source(str(other_source), transformer=str(original_file))
+    assert_same_tensors(by_file, base, "transformer")
+    assert_same_tensors(by_file, other, "text_encoder", "vae")
+    both = open_source(
+        str(original_file), vae=str(other_source / "vae"), text_encoder=str(other_source / "text_encoder")
+    )
+    assert_same_tensors(both, base, "transformer")
+    assert_same_tensors(both, other, "vae", "text_encoder")
+    assert both.tokenizer == other_source / "tokenizer"  # beside the text encoder's folder
+
+
+def test_a_component_s_file_takes_its_configuration_from_the_base(tiny_source: Path, other_source: Path) -> None:
+    """With nothing published that is of its shape."""
+    (file,) = (other_source / "transformer").glob("*.safetensors")
+    (t5,) = (other_source / "text_encoder").glob("*.safetensors")
+    source = open_source(str(tiny_source), transformer=str(file), text_encoder=str(t5))
+    assert source.config("transformer") == open_source(str(tiny_source)).config("transformer")
+    assert_same_tensors(source, open_source(str(other_source)), "transformer", "text_encoder")
+    assert source.tokenizer == tiny_source / "tokenizer"
+    with pytest.raises(SourceError, match="has a transformer of no known shape"):
+        open_source(str(tiny_source), transformer=str(edited(file, tiny_source.parent / "one-block-less")))
+
+
+def edited(file: Path, folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    save_file({n: v for n, v in load_file(file).items() if "blocks.1." not in n}, folder / "edited.safetensors")
+    return folder / "edited.safetensors"
+
+
+class TestRefused:
+    @pytest.mark.parametrize(
+        ("name", "problem"),
+        [("model.ckpt", "is a pickle, which runs code"), ("model.pt", "is a pickle"), ("model.bin", "is a pickle")],
+    )
+    def test_pickles(self, name: str, problem: str, tiny_source: Path, tmp_path: Path) -> None:
+        (tmp_path / name).write_bytes(b"\x80\x04.")
+        for arguments in ({"source": str(tmp_path / name)}, {"source": str(tiny_source), "vae": str(tmp_path / name)}):
+            with pytest.raises(SourceError, match=f"{problem}.*never unpickles"):
+                open_source(**arguments)
+
+    def test_a_single_file_without_t5(self, original_file: Path, tiny_release: Release) -> None:
+        with pytest.raises(SourceError, match="has no text encoder.*Add --text-encoder SOURCE"):
+            open_source(str(original_file))
+
+    def test_a_single_file_without_a_tokenizer(
+        self, original_file: Path, tiny_source: Path, tiny_release: Release, tmp_path: Path
+    ) -> None:
+        shutil.copytree(tiny_source / "text_encoder", tmp_path / "t5")
+        with pytest.raises(SourceError, match="t5 has no tokenizer"):
+            open_source(str(original_file), text_encoder=str(tmp_path / "t5"))
+        shutil.copy(tiny_source / "tokenizer" / "tokenizer.json", tmp_path / "t5")
+        assert open_source(str(original_file), text_encoder=str(tmp_path / "t5")).tokenizer == tmp_path / "t5"
+
+    def test_half_a_model(self, original_file: Path, written: Write) -> None:
+        tensors = load_file(original_file)
+        for kept, missing in (("vae.", "transformer"), ("model.", "vae")):
+            file = written({name: values for name, values in tensors.items() if name.startswith(kept)})
+            with pytest.raises(SourceError, match=f"has no {missing}; .*pass this file as --transformer or --vae"):
+                open_source(str(file))
+
+    def test_an_override_without_the_component(self, original_file: Path, tiny_source: Path, written: Write) -> None:
+        file = written({n: v for n, v in load_file(original_file).items() if n.startswith("vae.")})
+        with pytest.raises(SourceError, match="has no transformer; expected LTX-Video's tensors"):
+            open_source(str(tiny_source), transformer=str(file))
+
+    def test_a_truncated_file(self, original_file: Path, tiny_source: Path, tmp_path: Path) -> None:
+        half = tmp_path / "half.safetensors"
+        half.write_bytes(original_file.read_bytes()[:100_000])
+        for arguments in ({"source": str(half)}, {"source": str(tiny_source), "transformer": str(half)}):
+            with pytest.raises(SourceError, match="expected a whole safetensors file"):
+                open_source(**arguments)
+
+    def test_a_revision_of_a_file(self, original_file: Path) -> None:
+        with pytest.raises(SourceError, match="--revision v1 with the file"):
+            open_source(str(original_file), revision="v1")
+
+    @pytest.mark.parametrize("option", ["transformer", "vae", "text_encoder"])
+    def test_an_override_that_does_not_exist(self, option: str, tiny_source: Path) -> None:
+        with pytest.raises(SourceError, match="/no/where does not exist; expected a folder or file with a"):
+            open_source(str(tiny_source), **{option: "/no/where"})
+
+
+class TestHub:
+    @pytest.fixture
+    def asked(self, tiny_source: Path, original_file: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+        asked: list[Any] = []
+
+        def snapshot(repository: str, **options: Any) -> str:
+            asked.append((repository, options["allow_patterns"]))
+            whole = repository != "someone/t5" or "config.json" in options["allow_patterns"]
+            return str(tiny_source / "text_encoder" if repository == "someone/t5" else tiny_source if whole else "")
+
+        def file(repository: str, name: str, **options: Any) -> str:
+            asked.append((repository, name))
+            return str(original_file)
+
+        monkeypatch.setattr(hub, "snapshot_download", snapshot)
+        monkeypatch.setattr(hub, "hf_hub_download", file)
+        return asked
+
+    def test_a_file_of_a_repository(self, asked: list[Any], tiny_source: Path, tiny_release: Release) -> None:
+        source = open_source("Lightricks/LTX-Video/ltxv-2b.safetensors", text_encoder="Lightricks/LTX-Video")
+        assert asked[0] == ("Lightricks/LTX-Video", "ltxv-2b.safetensors")
+        assert all(pattern.startswith(("model_index", "text_encoder/", "tokenizer/")) for pattern in asked[1][1])
+        assert_same_tensors(source, open_source(str(tiny_source)), "transformer", "vae", "text_encoder")
+
+    def test_a_repository_that_is_one_component(self, asked: list[Any], tiny_source: Path) -> None:
+        source = open_source(str(tiny_source), text_encoder="someone/t5")
+        assert [repository for repository, _ in asked] == ["someone/t5", "someone/t5"]
+        assert "config.json" in asked[1][1]
+        assert source.component("text_encoder").origin == tiny_source / "text_encoder"
