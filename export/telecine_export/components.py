@@ -12,7 +12,7 @@ from telecine_export.checkpoints.checkpoint import Checkpoint
 from telecine_export.checkpoints.dequantised import Dequantised
 from telecine_export.checkpoints.gguf_file import MAGIC, GgufCheckpoint
 from telecine_export.checkpoints.renamed import Renamed
-from telecine_export.checkpoints.safetensors_files import PICKLE_SUFFIXES, SafetensorsCheckpoint, weight_files
+from telecine_export.checkpoints.safetensors_files import SafetensorsCheckpoint, weight_files
 from telecine_export.json_files import read_json
 
 CONFIG_FILE = "config.json"
@@ -83,12 +83,6 @@ def open_file(file: Path) -> Checkpoint:
     Raises:
         SourceError: a pickle, or a damaged file.
     """
-    if file.suffix in PICKLE_SUFFIXES:
-        raise SourceError(
-            f"{file} is a pickle, which runs code when it is read",
-            expected="safetensors or GGUF (telecine never unpickles)",
-            fix="Convert it where you trust it: safetensors.torch.save_file(torch.load(FILE, weights_only=True), OUT).",
-        )
     with file.open("rb") as content:
         magic = content.read(len(MAGIC))
     return GgufCheckpoint(file) if magic == MAGIC else Dequantised(SafetensorsCheckpoint([file], file))

@@ -25,13 +25,14 @@ class SafetensorsCheckpoint(Checkpoint):
     def __init__(self, files: Sequence[Path], origin: Path) -> None:
         """
         Raises:
-            SourceError: a damaged file.
+            SourceError: a damaged file, or a pickle.
         """
         self.origin = origin
         self.metadata: dict[str, str] = {}
         self._stack = ExitStack()
         self._handles: dict[str, Any] = {}
         for file in files:
+            _check_suffix(file)
             try:
                 handle = self._stack.enter_context(safe_open(file, framework="pt"))
             except (SafetensorError, OSError) as error:
@@ -65,6 +66,15 @@ class SafetensorsCheckpoint(Checkpoint):
         if name not in self._handles:
             self._missing(name)
         return self._handles[name]
+
+
+def _check_suffix(file: Path) -> None:
+    if file.suffix in PICKLE_SUFFIXES:
+        raise SourceError(
+            f"{file} is a pickle, which runs code when it is read",
+            expected="safetensors or GGUF (telecine never unpickles)",
+            fix="Convert it where you trust it: safetensors.torch.save_file(torch.load(FILE, weights_only=True), OUT).",
+        )
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -196,8 +196,8 @@ class TestRefused:
 
     @pytest.mark.parametrize(
         ("metadata", "problem"),
-        [("{", "an unreadable lora_adapter_metadata"), ("[]", "unreadable"), ('{"transformer.use_dora": true}', "DoRA")],
-    )  # fmt: skip
+        [("{", "unreadable lora_adapter"), ("[]", "unreadable"), ('{"transformer.use_dora": true}', "DoRA")],
+    )
     def test_settings(self, metadata: str, problem: str, tensors: Tensors, written: Write, tiny_source: Path) -> None:
         self.refused(written(tensors, lora_adapter_metadata=metadata), tiny_source, problem)
 

@@ -171,9 +171,10 @@ class TestRefused:
     )
     def test_pickles(self, name: str, problem: str, tiny_source: Path, tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"\x80\x04.")
-        for arguments in ({"source": str(tmp_path / name)}, {"source": str(tiny_source), "vae": str(tmp_path / name)}):
+        pickle, base = str(tmp_path / name), str(tiny_source)
+        for arguments in ({"source": pickle}, {"source": base, "vae": pickle}, {"source": base, "loras": [pickle]}):
             with pytest.raises(SourceError, match=f"{problem}.*never unpickles"):
-                open_source(**arguments)
+                open_source(**arguments).checkpoint("transformer")
 
     def test_a_single_file_without_t5(self, original_file: Path, tiny_release: Release) -> None:
         with pytest.raises(SourceError, match="has no text encoder.*Add --text-encoder SOURCE"):
