@@ -157,7 +157,7 @@ def measure(checkpoint: Path, component: str, folder: Path, precision: str) -> l
     """Export the graphs of a component of `checkpoint` into `folder`, and say what each took."""
     reports: list[Any] = []
     source = Source(root=checkpoint, pipeline_class="LTXPipeline")
-    results = []
+    results: list[dict[str, Any]] = []
     for graph in GRAPHS[component]:
         start, cpu_before = time.monotonic(), cpu_seconds() if results else 0.0  # the first one's has the imports
         written = export_component(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,20 +23,23 @@ from telecine.errors import SourceError
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 HUB_FILE = re.compile(r"([\w-][\w.-]*/[\w.-]+)/([\w./-]+\.(?:safetensors|gguf))")
 COMPONENT_FOLDERS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
-WANTED_SUFFIXES = ("json", "safetensors", "model", "txt")
+LARGE_SUFFIXES = ("safetensors", "model", "txt")
 # A component that is a repository of its own; a pipeline's repository has no such files beside its single-file models.
 ROOT_FILES = (
     "config.json", "model*.safetensors*", "diffusion_pytorch_model*.safetensors*", "tokenizer*.json", "spiece.model",
 )  # fmt: skip
 
 
-def download(repository: str, revision: str | None, folders: Sequence[str] = COMPONENT_FOLDERS) -> Path:
-    """Fetch a repository's component folders; the repository's single-file checkpoints stay there.
+def download(repository: str, revision: str | None, wanted: Collection[str] = COMPONENT_FOLDERS) -> Path:
+    """Fetch a repository's configurations and the weights of the wanted components, but not its single-file models.
 
     Raises:
         SourceError: the hub cannot be reached, or has no such repository.
     """
-    patterns = ["model_index.json", *(f"{folder}/*.{suffix}" for folder in folders for suffix in WANTED_SUFFIXES)]
+    patterns = ["model_index.json", *(f"{folder}/*.json" for folder in COMPONENT_FOLDERS)]
+    patterns += [
+        f"{folder}/*.{suffix}" for folder in COMPONENT_FOLDERS if folder in wanted for suffix in LARGE_SUFFIXES
+    ]
     with _explaining(repository, revision):
         return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -90,12 +90,12 @@ def open_source(
     Raises:
         SourceError: something is not there, not reachable, or not in a form that can be read.
     """
-    opened = _base(source, revision, text_encoder is not None)
-    overrides = {"transformer": transformer, "vae": vae, "text_encoder": text_encoder}
+    given = {"transformer": transformer, "vae": vae, "text_encoder": text_encoder}
+    overrides = {name: override for name, override in given.items() if override is not None}
+    opened = _base(source, revision, overrides)
     components = dict(opened.components)
-    for name, given in overrides.items():
-        if given is not None:
-            components |= _override(name, given, opened)
+    for name, override in overrides.items():
+        components |= _override(name, override, opened)
     opened = replace(opened, components=components, loras=tuple(map(parse_lora, loras)))
     if opened.root.is_file() and "tokenizer" not in components:
         raise SourceError(
@@ -125,11 +125,11 @@ def parse_lora(text: str) -> Lora:
     return Lora(file=weight_files(path)[0] if path.is_dir() else path, scale=scale)
 
 
-def _base(source: str, revision: str | None, has_text_encoder: bool) -> Source:
-    """The source itself, before anything of it is replaced."""
+def _base(source: str, revision: str | None, overrides: Collection[str]) -> Source:
+    """The source itself; of a hub's repository, without the weights that `overrides` replace."""
     path = _path(source, revision)
     if path is None and hub.HUB_ID.fullmatch(source):
-        path = hub.download(source, revision)
+        path = hub.download(source, revision, set(hub.COMPONENT_FOLDERS).difference(overrides))
     elif path is not None and revision is not None and not hub.HUB_FILE.fullmatch(source):
         raise SourceError(
             f"--revision {revision} with the {'folder' if path.is_dir() else 'file'} {source}",
@@ -139,7 +139,7 @@ def _base(source: str, revision: str | None, has_text_encoder: bool) -> Source:
     if path is None:
         raise _absent(source, "a folder in diffusers' layout, a .safetensors file")
     if path.is_file():
-        return _single_file(path, has_text_encoder)
+        return _single_file(path, has_text_encoder="text_encoder" in overrides)
     index = read_json(path / "model_index.json")
     if not isinstance(index.get("_class_name"), str):
         raise SourceError(
@@ -150,7 +150,7 @@ def _base(source: str, revision: str | None, has_text_encoder: bool) -> Source:
     return Source(root=path, pipeline_class=index["_class_name"])
 
 
-def _single_file(file: Path, has_text_encoder: bool) -> Source:
+def _single_file(file: Path, *, has_text_encoder: bool) -> Source:
     """An original file: transformer and VAE by their keys, the rest of the release that has both."""
     with open_file(file) as checkpoint:
         missing = [part for part in ("transformer", "vae") if not holds(part, checkpoint)]
@@ -177,8 +177,7 @@ def _override(name: str, given: str, base: Source) -> dict[str, Component]:
     """The component that takes the place of the base's; a text encoder brings its tokenizer, where it has one."""
     path = _path(given, None)
     if path is None and hub.HUB_ID.fullmatch(given):
-        folders = (name, "tokenizer") if name == "text_encoder" else (name,)
-        path = hub.download(given, None, folders)
+        path = hub.download(given, None, {name, "tokenizer"} if name == "text_encoder" else {name})
         if not (path / name).is_dir():
             path = hub.download_root(given)
     if path is None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gguf
 import onnx_ir as ir
 import pytest
 import torch
@@ -18,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from telecine.bundle import Bundle
 from telecine.cli import main
 from telecine.errors import SourceError
+from telecine.manifest import Manifest
 from telecine_export import export, hub
 from telecine_export.graphs import GraphSpec
 from telecine_export.ltx_video_releases import STATIC, Release
@@ -33,6 +35,10 @@ def assert_same_tensors(source: Source, other: Source, *components: str) -> None
             for name in theirs.names():
                 assert ours.shape(name) == theirs.shape(name)
                 assert torch.equal(ours.load(name), theirs.load(name)), name
+
+
+def weight_hashes(manifest: Manifest) -> dict[str, str]:
+    return {name: component.weights.sha256 for name, component in manifest.components.items()}
 
 
 @pytest.fixture
@@ -62,8 +68,7 @@ def test_the_bundle_of_a_single_file_has_the_folder_s_weights(
     done = CliRunner().invoke(main, [*map(str, arguments)])
     assert done.exit_code == 0, done.stderr
     ours, theirs = Bundle.open(tmp_path / "bundle").manifest, Bundle.open(tiny_bundle).manifest
-    weights = {name: component.weights.sha256 for name, component in ours.components.items()}
-    assert weights == {name: component.weights.sha256 for name, component in theirs.components.items()}
+    assert weight_hashes(ours) == weight_hashes(theirs)
     assert ours.tokenizer.sha256 == theirs.tokenizer.sha256
     assert ours.host == theirs.host | {"scheduler": dict(STATIC)}
     assert (ours.variant, ours.pipeline) == ("0.9.5", "LTXPipeline")
@@ -71,6 +76,62 @@ def test_the_bundle_of_a_single_file_has_the_folder_s_weights(
     assert found == done.stderr.splitlines()[: len(found)]
     assert found[0] == "ltx-video 0.9.5, LTXPipeline"
     assert found[2] == f"transformer: {original_file} (F32)"
+
+
+Form = Callable[[Path, Path, Path], dict[str, Any]]
+
+
+def sharded(tiny_source: Path, original_file: Path, folder: Path) -> dict[str, Any]:
+    """As save_pretrained splits a large transformer."""
+    transformer: Any = LTXVideoTransformer3DModel.from_pretrained(tiny_source / "transformer")
+    transformer.save_pretrained(folder / "sharded", max_shard_size="300KB")
+    assert len(list((folder / "sharded").glob("*.safetensors"))) > 2
+    return {"source": tiny_source, "transformer": folder / "sharded"}
+
+
+def unquantised_gguf(tiny_source: Path, original_file: Path, folder: Path) -> dict[str, Any]:
+    tensors = load_file(original_file)
+    writer = gguf.GGUFWriter(folder / "model.gguf", "ltxv")
+    prefix = "model.diffusion_model."
+    for name, values in tensors.items():
+        if name.startswith(prefix):
+            writer.add_tensor(name.removeprefix(prefix), values.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return {"source": tiny_source, "transformer": folder / "model.gguf"}
+
+
+def parts_of_a_file(tiny_source: Path, original_file: Path, folder: Path) -> dict[str, Any]:
+    (t5,) = (tiny_source / "text_encoder").glob("*.safetensors")
+    return {"source": tiny_source, "transformer": original_file, "vae": original_file, "text_encoder": t5}
+
+
+def without_prefixes(tiny_source: Path, original_file: Path, folder: Path) -> dict[str, Any]:
+    """A transformer and a VAE by original names in files of their own."""
+    arguments: dict[str, Any] = {"source": tiny_source}
+    for part, prefix in (("transformer", "model.diffusion_model."), ("vae", "vae.")):
+        tensors = {n.removeprefix(prefix): v for n, v in load_file(original_file).items() if n.startswith(prefix)}
+        save_file(tensors, folder / f"{part}.safetensors")
+        arguments[part] = folder / f"{part}.safetensors"
+    return arguments
+
+
+def fused_at_zero(tiny_source: Path, original_file: Path, folder: Path) -> dict[str, Any]:
+    pair = {"lora_A": torch.ones(1, 16), "lora_B": torch.ones(64, 1)}
+    save_file({f"transformer.proj_in.{part}.weight": values for part, values in pair.items()}, folder / "l.safetensors")
+    return {"source": tiny_source, "loras": [f"{folder / 'l.safetensors'}=0"]}
+
+
+@pytest.mark.parametrize("form", [sharded, unquantised_gguf, parts_of_a_file, without_prefixes, fused_at_zero])
+def test_every_lossless_form_gives_the_same_weight_files(
+    form: Form, original_file: Path, tiny_source: Path, tiny_bundle: Path, traced_before: None, tmp_path: Path
+) -> None:
+    arguments = form(tiny_source, original_file, tmp_path)
+    options = {name: value if name == "loras" else str(value) for name, value in arguments.items()}
+    ours = export.export_bundle(open_source(**options), tmp_path / "bundle").manifest
+    assert weight_hashes(ours) == weight_hashes(Bundle.open(tiny_bundle).manifest)
 
 
 def test_verify_takes_the_same_parts(
@@ -239,8 +300,16 @@ class TestHub:
     def test_a_file_of_a_repository(self, asked: list[Any], tiny_source: Path, tiny_release: Release) -> None:
         source = open_source("Lightricks/LTX-Video/ltxv-2b.safetensors", text_encoder="Lightricks/LTX-Video")
         assert asked[0] == ("Lightricks/LTX-Video", "ltxv-2b.safetensors")
-        assert all(pattern.startswith(("model_index", "text_encoder/", "tokenizer/")) for pattern in asked[1][1])
+        weights = [pattern for pattern in asked[1][1] if pattern.endswith(".safetensors")]
+        assert weights == ["text_encoder/*.safetensors", "tokenizer/*.safetensors"]
         assert_same_tensors(source, open_source(str(tiny_source)), "transformer", "vae", "text_encoder")
+
+    def test_weights_that_are_replaced_are_not_fetched(self, asked: list[Any], tiny_source: Path) -> None:
+        open_source("Lightricks/LTX-Video", transformer=str(tiny_source), text_encoder=str(tiny_source))
+        ((_, patterns),) = asked
+        assert "vae/*.safetensors" in patterns
+        assert not {"transformer/*.safetensors", "text_encoder/*.safetensors"}.intersection(patterns)
+        assert {"transformer/*.json", "text_encoder/*.json"} <= set(patterns)  # configurations, for files without
 
     def test_a_repository_that_is_one_component(self, asked: list[Any], tiny_source: Path) -> None:
         source = open_source(str(tiny_source), text_encoder="someone/t5")
