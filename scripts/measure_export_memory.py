@@ -1,10 +1,11 @@
-"""Measure what exporting a real-size LTX-Video transformer takes: seconds, CPU seconds, anonymous memory, bytes.
+"""Measure what exporting a real-size network of LTX-Video takes: seconds, CPU seconds, anonymous memory, bytes.
 
-    python scripts/measure_export_memory.py [--size 2b|13b] [--precision fp16|fp32] [--out DIR] [--keep] [--json]
+    python scripts/measure_export_memory.py [--size 2b|13b | --vae 0.9.0|0.9.1|0.9.5] [--precision fp16|fp32]
+                                            [--out DIR] [--keep] [--json]
 
 Writes a checkpoint of random weights in the real configuration (fp16, diffusers' layout), a tensor at a time, then
-exports the transformer in a fresh process, so that the memory is the export's alone. 2b needs 8 GB of free disk at
-fp16, 13b 52 GB; both folders are removed afterwards unless `--keep`.
+exports the transformer, or the VAE's encoder and decoder, in a fresh process, so that the memory is the export's
+alone. 2b needs 8 GB of free disk at fp16, 13b 52 GB, a VAE 6 GB; both folders are removed afterwards unless `--keep`.
 """
 
 from __future__ import annotations
@@ -19,22 +20,24 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from diffusers.models.transformers.transformer_ltx import LTXVideoTransformer3DModel
 
 from telecine_export import ltx_video
 from telecine_export.export import Progress, export_component
-from telecine_export.graphs import PRECISIONS
+from telecine_export.graphs import PRECISIONS, GraphSpec
+from telecine_export.ltx_video_releases import KINDS, TRANSFORMER_2B, TRANSFORMER_13B, VAE_090, VAE_091, VAE_095
 from telecine_export.source import Source
 
-# What the checkpoints on the hub say where they differ from the defaults of the diffusers class (0.9.0 and 0.9.7).
-CONFIGS: Mapping[str, Mapping[str, Any]] = {
-    "2b": {},
-    "13b": {"num_layers": 48, "attention_head_dim": 128, "cross_attention_dim": 4096},
+TRANSFORMERS = {"2b": TRANSFORMER_2B, "13b": TRANSFORMER_13B}
+VAES = {"0.9.0": VAE_090, "0.9.1": VAE_091, "0.9.5": VAE_095}
+# The graphs over each component's weights.
+GRAPHS: Mapping[str, tuple[Callable[[Any], GraphSpec], ...]] = {
+    "transformer": (ltx_video.transformer,),
+    "vae": (ltx_video.vae_encoder, ltx_video.vae_decoder),
 }
 STORED, STORED_NAME = torch.float16, "F16"
 SHARD = 5 * 10**9  # bytes; larger checkpoints are split, with an index, as save_pretrained does
@@ -44,24 +47,28 @@ FILE = "diffusion_pytorch_model"
 
 def main() -> None:
     arguments = parse_arguments()
+    component = "vae" if arguments.vae else "transformer"
     if arguments.checkpoint:
-        print(json.dumps(measure(arguments.checkpoint, arguments.out, arguments.precision)))
+        print(json.dumps(measure(arguments.checkpoint, component, arguments.out, arguments.precision)))
         return
+    what = f"vae {arguments.vae}" if arguments.vae else arguments.size
     out = Path(tempfile.mkdtemp(prefix="telecine-measure-", dir=arguments.out))
     try:
         (out / "bundle").mkdir()
-        write_checkpoint(out / "checkpoint", CONFIGS[arguments.size])
-        report = measure_in_fresh_process(out, arguments.precision)
+        config = VAES[arguments.vae] if arguments.vae else TRANSFORMERS[arguments.size]
+        write_checkpoint(out / "checkpoint" / component, KINDS[component].build, config)
+        reports = measure_in_fresh_process(out)
     finally:
         if arguments.keep:
             print(f"kept {out}", file=sys.stderr)
         else:
             shutil.rmtree(out)
     if arguments.json:
-        print(json.dumps({"size": arguments.size, "precision": arguments.precision, **report}, indent=2))
-    else:
+        print(json.dumps([{"size": what, "precision": arguments.precision, **report} for report in reports], indent=2))
+        return
+    for report in reports:
         print(
-            f"{arguments.size} at {arguments.precision}: {report['parameters']:,} parameters, "
+            f"{what} {report['component']} at {arguments.precision}: {report['parameters']:,} parameters, "
             f"{report['seconds']:.1f} s ({report['cpu_seconds']:.1f} s of CPU), "
             f"peak anonymous memory {report['peak_memory'] / 1e6:.0f} MB, "
             f"weights {report['weights_size'] / 1e9:.2f} GB, graph {report['graph_size'] / 1e6:.2f} MB"
@@ -69,8 +76,10 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Measure the export of a real-size LTX-Video transformer.")
-    parser.add_argument("--size", choices=list(CONFIGS), default="2b")
+    parser = argparse.ArgumentParser(description="Measure the export of a real-size network of LTX-Video.")
+    network = parser.add_mutually_exclusive_group()
+    network.add_argument("--size", choices=list(TRANSFORMERS), default="2b", help="The transformer of this size.")
+    network.add_argument("--vae", choices=list(VAES), help="The VAE of this release.")
     parser.add_argument("--precision", choices=list(PRECISIONS), default="fp16")
     parser.add_argument("--out", type=Path, help="Where to make a temporary folder; default: the system's.")
     parser.add_argument("--keep", action="store_true", help="Keep the checkpoint and the exported component.")
@@ -80,12 +89,11 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def write_checkpoint(root: Path, config: Mapping[str, Any]) -> None:
-    """Write a transformer of random fp16 weights to `root/transformer`; one piece of a tensor is in memory."""
-    folder = root / "transformer"
+def write_checkpoint(folder: Path, build: Callable[[Any], Any], config: Mapping[str, Any]) -> None:
+    """Write a model of random fp16 weights to `folder`; one piece of a tensor is in memory."""
     folder.mkdir(parents=True)
     with torch.device("meta"):
-        model = LTXVideoTransformer3DModel(**config)
+        model = build(config)
     model.save_config(folder)
     shards = list(split(model.state_dict()))
     index: dict[str, str] = {}
@@ -137,31 +145,47 @@ def write_noise(file: BinaryIO, tensor: torch.Tensor) -> None:
         file.write(noise.to(STORED).numpy().data.cast("B"))
 
 
-def measure_in_fresh_process(out: Path, precision: str) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--checkpoint", str(out / "checkpoint"), "--out", str(out / "bundle")]
-    done = subprocess.run([*command, "--precision", precision], check=True, stdout=subprocess.PIPE, text=True)
-    report: dict[str, Any] = json.loads(done.stdout)
-    return report
+def measure_in_fresh_process(out: Path) -> list[dict[str, Any]]:
+    """This very call again, over the checkpoint."""
+    command = [sys.executable, *sys.argv, "--checkpoint", str(out / "checkpoint"), "--out", str(out / "bundle")]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    reports: list[dict[str, Any]] = json.loads(done.stdout)
+    return reports
 
 
-def measure(checkpoint: Path, folder: Path, precision: str) -> dict[str, Any]:
-    """Export the transformer of `checkpoint` into `folder`, and say what it took."""
+def measure(checkpoint: Path, component: str, folder: Path, precision: str) -> list[dict[str, Any]]:
+    """Export the graphs of a component of `checkpoint` into `folder`, and say what each took."""
     reports: list[Any] = []
     source = Source(root=checkpoint, pipeline_class="LTXPipeline")
-    specs = [ltx_video.transformer(source.config("transformer"))]
-    start = time.monotonic()
-    component = export_component(
-        source, folder, specs, precision=precision, opset=23, progress=Progress(finished=reports.append)
-    )
+    results: list[dict[str, Any]] = []
+    for graph in GRAPHS[component]:
+        start, cpu_before = time.monotonic(), cpu_seconds() if results else 0.0  # the first one's has the imports
+        written = export_component(
+            source,
+            folder,
+            [graph(source.config(component))],
+            precision=precision,
+            opset=23,
+            progress=Progress(finished=reports.append),
+        )
+        results.append(
+            {
+                "component": reports[-1].name,
+                "parameters": written.parameters,
+                "seconds": time.monotonic() - start,
+                "cpu_seconds": cpu_seconds() - cpu_before,
+                "peak_memory": reports[-1].peak_memory,
+                "weights_size": written.weights.size,
+                "graph_size": written.graphs["main"].file.size,
+            }
+        )
+    return results
+
+
+def cpu_seconds() -> float:
+    """Of this process so far."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
-    return {
-        "parameters": component.parameters,
-        "seconds": time.monotonic() - start,
-        "cpu_seconds": usage.ru_utime + usage.ru_stime,  # of the whole process: imports too
-        "peak_memory": reports[0].peak_memory,
-        "weights_size": component.weights.size,
-        "graph_size": component.graphs["main"].file.size,
-    }
+    return usage.ru_utime + usage.ru_stime
 
 
 if __name__ == "__main__":

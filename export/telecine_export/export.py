@@ -77,7 +77,7 @@ def export_bundle(
     ):
         # What is quick to read comes first: a large model is not traced for nothing.
         tokenizer = folder / "tokenizer" / "tokenizer.json"
-        save_tokenizer_json(source.root / "tokenizer", tokenizer)
+        save_tokenizer_json(source.tokenizer, tokenizer)
         host, presets = family.host(source), family.presets(source)
         specs = family.graphs(source)
         for spec in specs:

@@ -1,256 +1,215 @@
-"""Where a checkpoint comes from: a diffusers folder or a hub id, its configurations and its safetensors."""
+"""A checkpoint to export: where each of its components comes from."""
 
 from __future__ import annotations
 
-import json
 import os
-import re
-from collections.abc import Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HFValidationError,
-    HTTPError,  # of the HTTP library that this release of the hub's client uses
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
-from safetensors import SafetensorError, safe_open
-
 from telecine.errors import SourceError
+from telecine_export import hub
+from telecine_export.checkpoints.checkpoint import Checkpoint
+from telecine_export.checkpoints.lora import FusedLoras, Lora
+from telecine_export.checkpoints.safetensors_files import weight_files
+from telecine_export.components import CONFIG_FILE, SCHEDULER_FILE, Component, FileComponent, FolderComponent, open_file
+from telecine_export.json_files import read_json
+from telecine_export.ltx_video_names import transformer_name
+from telecine_export.ltx_video_releases import holds, recognise, release_of
 
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-COMPONENT_FOLDERS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler", "latent_upsampler")
-WANTED_SUFFIXES = ("json", "safetensors", "model", "txt")
-# What diffusers and transformers call a component's weights.
-WEIGHT_NAMES = ("diffusion_pytorch_model", "model")
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
-    """A component from outside its source's folder: its configuration, and its safetensors (a folder or a file)."""
-
-    config: Mapping[str, Any]
-    weights: Path
+TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """A checkpoint in diffusers' layout on this machine's disk; `components` come from elsewhere or are added."""
+    """A checkpoint on this machine's disk.
+
+    `root` is a folder in diffusers' layout or a single file; `components` has those that do not lie in folders of
+    `root`; `loras` are added to the transformer.
+    """
 
     root: Path
     pipeline_class: str
-    components: Mapping[str, Part] = field(default_factory=dict)
+    components: Mapping[str, Component] = field(default_factory=dict)
+    loras: tuple[Lora, ...] = ()
 
     def config(self, component: str) -> dict[str, Any]:
-        """The component's configuration as the checkpoint ships it."""
-        if component in self.components:
-            return dict(self.components[component].config)
-        name = "scheduler_config.json" if component == "scheduler" else "config.json"
-        return read_json(self.root / component / name)
+        """The component's configuration as the checkpoint ships it, or as its tensors tell it."""
+        return self.component(component).config()
 
     def checkpoint(self, component: str) -> Checkpoint:
-        """The component's tensors, by the names that the checkpoint gives them."""
-        part = self.components.get(component)
-        return Checkpoint(part.weights if part else self.root / component)
+        """The component's tensors, by diffusers' names."""
+        checkpoint = self.component(component).checkpoint()
+        if component == "transformer" and self.loras:
+            return FusedLoras(checkpoint, self.loras, transformer_name)
+        return checkpoint
+
+    def component(self, name: str) -> Component:
+        """Where a component comes from."""
+        config_file = SCHEDULER_FILE if name == "scheduler" else CONFIG_FILE
+        return self.components.get(name) or FolderComponent(self.root / name, config_file)
+
+    @property
+    def tokenizer(self) -> Path:
+        """The folder of the tokenizer."""
+        return self.component("tokenizer").origin
+
+    def describe(self) -> list[str]:
+        """A line for each network and LoRA file: where it comes from and how it is stored.
+
+        Raises:
+            SourceError: a file is missing or damaged.
+        """
+        lines = []
+        added = ("latent_upsampler",) if "latent_upsampler" in self.components else ()
+        for name in ("text_encoder", "transformer", "vae", *added):
+            component = self.component(name)
+            with component.checkpoint() as checkpoint:
+                lines.append(f"{name}: {component.origin} ({checkpoint.formats()})")
+        return lines + [f"lora: {lora.file} (times {lora.scale:g})" for lora in self.loras]
 
 
-def open_source(source: str, *, revision: str | None = None) -> Source:
-    """Find a checkpoint: a folder, or a hub id that is downloaded into (or found in) the hub's cache.
+def open_source(
+    source: str,
+    *,
+    revision: str | None = None,
+    transformer: str | None = None,
+    vae: str | None = None,
+    text_encoder: str | None = None,
+    loras: Sequence[str] = (),
+) -> Source:
+    """Find a checkpoint: a folder, a single file, or a hub id that is downloaded into (or found in) the hub's cache.
+
+    Args:
+        source: a folder in diffusers' layout, its hub id, or a `.safetensors` file with a transformer and a VAE.
+        revision: of a hub id.
+        transformer, vae, text_encoder: in place of the source's: a component's or a pipeline's folder, a hub id, a
+            `.safetensors` file, or for the transformer a GGUF file. A file of a hub repository is `OWNER/NAME/FILE`.
+        loras: files to fuse into the transformer, each as `FILE` or `FILE=SCALE`.
 
     Raises:
-        SourceError: neither a folder nor a hub id; not reachable; not in diffusers' layout.
+        SourceError: something is not there, not reachable, or not in a form that can be read.
     """
-    path = Path(os.path.expanduser(source))  # Path.expanduser raises where ~NAME is no user
-    if path.is_dir():
-        if revision is not None:
-            raise SourceError(
-                f"--revision {revision} with the folder {source}",
-                expected="a hub id, which has revisions",
-                fix="Leave --revision out, or name the model by its hub id.",
-            )
-        root = path
-    elif path.is_file():
+    given = {"transformer": transformer, "vae": vae, "text_encoder": text_encoder}
+    overrides = {name: override for name, override in given.items() if override is not None}
+    opened = _base(source, revision, overrides)
+    components = dict(opened.components)
+    for name, override in overrides.items():
+        components |= _override(name, override, opened)
+    opened = replace(opened, components=components, loras=tuple(map(parse_lora, loras)))
+    if opened.root.is_file() and "tokenizer" not in components:
         raise SourceError(
-            f"{source} is a single file",
-            expected="a folder in diffusers' layout or a hub id",
-            fix="Convert it once with diffusers: LTXPipeline.from_single_file(FILE).save_pretrained(FOLDER).",
+            f"{text_encoder} has no tokenizer",
+            expected="a folder or hub id with T5 and its tokenizer, as the single file has neither",
+            fix="Pass --text-encoder a pipeline's folder, or put tokenizer.json or spiece.model into T5's folder.",
         )
-    elif HUB_ID.fullmatch(source) and not source.startswith("."):
-        root = _download(source, revision)
-    else:
+    return opened
+
+
+def parse_lora(text: str) -> Lora:
+    """`FILE` or `FILE=SCALE`; FILE may be a folder with one file in it, or a file on the hub.
+
+    Raises:
+        SourceError: no such file, or a scale that is no finite number.
+    """
+    name, found, number = text.rpartition("=")
+    try:
+        scale = float(number) if found else 1.0
+    except ValueError:
+        name, scale = text, 1.0  # a path with an equals sign
+    path = _path(name or text, None)
+    if not -1e6 < scale < 1e6:  # infinities and NaN too
+        raise SourceError(f"--lora {text}", expected="a finite scale", fix="Write FILE=0.8, or FILE for 1.")
+    if path is None:
+        raise _absent(name or text, "a LoRA file")
+    return Lora(file=weight_files(path)[0] if path.is_dir() else path, scale=scale)
+
+
+def _base(source: str, revision: str | None, overrides: Collection[str]) -> Source:
+    """The source itself; of a hub's repository, without the weights that `overrides` replace."""
+    path = _path(source, revision)
+    if path is None and hub.HUB_ID.fullmatch(source):
+        path = hub.download(source, revision, set(hub.COMPONENT_FOLDERS).difference(overrides))
+    elif path is not None and revision is not None and not hub.HUB_FILE.fullmatch(source):
         raise SourceError(
-            f"{source} does not exist",
-            expected="a folder in diffusers' layout or a hub id such as Lightricks/LTX-Video",
-            fix="Check the path.",
+            f"--revision {revision} with the {'folder' if path.is_dir() else 'file'} {source}",
+            expected="a hub id, which has revisions",
+            fix="Leave --revision out, or name the model by its hub id.",
         )
-    index = read_json(root / "model_index.json")
+    if path is None:
+        raise _absent(source, "a folder in diffusers' layout, a .safetensors file")
+    if path.is_file():
+        return _single_file(path, has_text_encoder="text_encoder" in overrides)
+    index = read_json(path / "model_index.json")
     if not isinstance(index.get("_class_name"), str):
         raise SourceError(
-            f"{root / 'model_index.json'} names no pipeline class",
+            f"{path / 'model_index.json'} names no pipeline class",
             expected="a `_class_name`",
             fix="Save the pipeline again with diffusers' save_pretrained.",
         )
-    return Source(root=root, pipeline_class=index["_class_name"])
+    return Source(root=path, pipeline_class=index["_class_name"])
 
 
-def _download(repository: str, revision: str | None) -> Path:
-    """Fetch a hub repository's component folders; the repository's single-file checkpoints stay there."""
-    patterns = ["model_index.json", *(f"{c}/*.{s}" for c in COMPONENT_FOLDERS for s in WANTED_SUFFIXES)]
-    try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
-    except GatedRepoError as error:
-        problem, fix = "asks for a licence to be accepted", "Accept it on the hub, then set HF_TOKEN."
-        raise SourceError(f"{repository} {problem}", expected="a readable repository", fix=fix) from error
-    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
-        at = f" at revision {revision}" if revision else ""
-        raise SourceError(
-            f"the hub has no {repository}{at}",
-            expected="a public hub id, or a private one with HF_TOKEN set",
-            fix="Check the name; for a folder, check that it exists.",
-        ) from error
-    except LocalEntryNotFoundError as error:
-        raise SourceError(
-            f"{repository} is not in the hub's cache and the hub cannot be reached",
-            expected="a connection, or an earlier download",
-            fix="Connect (and unset HF_HUB_OFFLINE), or pass a folder.",
-        ) from error
-    except (HTTPError, OSError) as error:
-        raise SourceError(
-            f"downloading {repository} failed: {error}",
-            expected="the hub to answer and the cache's disk to have room",
-            fix="Run the command again: files that arrived are kept.",
-        ) from error
-
-
-class Checkpoint:
-    """The tensors of one component: one or several `.safetensors`, opened lazily and never unpickled."""
-
-    def __init__(self, folder: Path) -> None:
-        """
-        Raises:
-            SourceError: no safetensors, a missing shard, or a damaged file.
-        """
-        self.folder = folder
-        self._stack = ExitStack()
-        self._handles: dict[str, Any] = {}
-        for file in [folder] if folder.is_file() else _weight_files(folder):
-            try:
-                handle = self._stack.enter_context(safe_open(file, framework="pt"))
-            except (SafetensorError, OSError) as error:
-                self._stack.close()
-                raise SourceError(
-                    f"{file} cannot be read: {error}",
-                    expected="a whole safetensors file",
-                    fix="Download or copy it again.",
-                ) from error
-            self._handles.update(dict.fromkeys(handle.keys(), handle))
-
-    def __enter__(self) -> Checkpoint:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._handles.clear()
-        self._stack.close()
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._handles
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._handle(name).get_slice(name).get_shape())
-
-    def load(self, name: str) -> torch.Tensor:
-        """The tensor, in the checkpoint's own type."""
-        return self._handle(name).get_tensor(name)
-
-    def _handle(self, name: str) -> Any:
-        if name not in self._handles:
+def _single_file(file: Path, *, has_text_encoder: bool) -> Source:
+    """An original file: transformer and VAE by their keys, the rest of the release that has both."""
+    with open_file(file) as checkpoint:
+        missing = [part for part in ("transformer", "vae") if not holds(part, checkpoint)]
+        if missing:
             raise SourceError(
-                f"{self.folder} has no tensor {name}",
-                expected="every tensor that its config.json asks for",
-                fix="The checkpoint is incomplete or its config.json is another model's: download it again.",
+                f"{file} has no {' and no '.join(missing)}",
+                expected="a source with a transformer and a VAE of LTX-Video",
+                fix="Name a whole model as SOURCE, and pass this file as --transformer or --vae.",
             )
-        return self._handles[name]
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """The files that diffusers would load with no `variant`; a variant (`NAME.fp16.safetensors`) if it is all there is.
-
-    Raises:
-        SourceError: no safetensors, a choice between several, or a missing shard.
-    """
-    for name in WEIGHT_NAMES:
-        index, file = folder / f"{name}.safetensors.index.json", folder / f"{name}.safetensors"
-        if index.is_file():
-            return _shards(index)
-        if file.is_file():
-            return [file]
-    indexes = sorted(folder.glob("*.safetensors.index.*json"))
-    if len(indexes) == 1:
-        return _shards(indexes[0])
-    files = sorted(folder.glob("*.safetensors"))
-    if len(files) == 1:
-        return files
-    if files:
+        found = {name: recognise(name, checkpoint) for name in ("transformer", "vae")}
+    if not has_text_encoder:
         raise SourceError(
-            f"{folder} has {len(files)} safetensors files and no index: {', '.join(file.name for file in files)}",
-            expected=f"one file, or shards with an index, named {' or '.join(WEIGHT_NAMES)}",
-            fix="Keep only the variant to export, or download the missing index.",
+            f"{file} is a single file, which has no text encoder",
+            expected="T5 and its tokenizer beside it",
+            fix="Add --text-encoder SOURCE: a folder or hub id with text_encoder/ and tokenizer/.",
         )
-    pickled = sorted(file for pattern in PICKLES for file in folder.glob(pattern))
-    raise SourceError(
-        f"{folder} has {pickled[0].name}, a pickle, and no safetensors" if pickled else f"{folder} has no safetensors",
-        expected="weights as safetensors (telecine never unpickles)",
-        fix="Load it with diffusers and save it with save_pretrained(safe_serialization=True).",
+    release = release_of(found["transformer"].config, found["vae"].config, file)
+    parts: dict[str, Component] = {name: FileComponent(file, part.config, part.names) for name, part in found.items()}
+    parts["scheduler"] = FileComponent(file, release.scheduler, {})
+    return Source(root=file, pipeline_class=release.pipeline_class, components=parts)
+
+
+def _override(name: str, given: str, base: Source) -> dict[str, Component]:
+    """The component that takes the place of the base's; a text encoder brings its tokenizer, where it has one."""
+    path = _path(given, None)
+    if path is None and hub.HUB_ID.fullmatch(given):
+        path = hub.download(given, None, {name, "tokenizer"} if name == "text_encoder" else {name})
+        if not (path / name).is_dir():
+            path = hub.download_root(given)
+    if path is None:
+        raise _absent(given, f"a folder or file with a {name.replace('_', ' ')}")
+    if path.is_file():
+        replaced = base.component(name)
+        configured = replaced.origin.is_file() or (replaced.origin / CONFIG_FILE).is_file()
+        with open_file(path) as checkpoint:
+            part = recognise(name, checkpoint, also=[replaced.config()] if configured else [])
+        return {name: FileComponent(path, part.config, part.names)}
+    folder = path / name if (path / name).is_dir() else path
+    parts: dict[str, Component] = {name: FolderComponent(folder)}
+    if name == "text_encoder":
+        homes = (path / "tokenizer", folder, folder.parent / "tokenizer")
+        home = next((home for home in homes if any((home / file).is_file() for file in TOKENIZER_FILES)), None)
+        parts |= {"tokenizer": FolderComponent(home)} if home else {}
+    return parts
+
+
+def _path(given: str, revision: str | None) -> Path | None:
+    """A folder or file on this disk or, where `given` is a file of a hub repository, in the hub's cache."""
+    path = Path(os.path.expanduser(given))  # Path.expanduser raises where ~NAME is no user
+    if path.exists():
+        return path
+    on_hub = hub.HUB_FILE.fullmatch(given)
+    return hub.download_file(on_hub[1], on_hub[2], revision) if on_hub else None
+
+
+def _absent(given: str, expected: str) -> SourceError:
+    return SourceError(
+        f"{given} does not exist",
+        expected=f"{expected} or a hub id such as Lightricks/LTX-Video",
+        fix="Check the path.",
     )
-
-
-def _shards(index: Path) -> list[Path]:
-    weight_map = read_json(index).get("weight_map")
-    names = sorted(set(map(str, weight_map.values()))) if isinstance(weight_map, dict) else []
-    # A name with a folder in it would read outside the checkpoint.
-    missing = [name for name in names if Path(name).name != name or not (index.parent / name).is_file()]
-    if missing or not names:
-        raise SourceError(
-            f"{index.parent} lacks {', '.join(missing) or 'every shard'}",
-            expected=f"the shards that {index.name} lists, beside it",
-            fix="Download the folder again.",
-        )
-    return [index.parent / name for name in names]
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """
-    Raises:
-        SourceError: no such file, or no JSON object in it.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise SourceError(
-            f"{path} is missing",
-            expected="a checkpoint in diffusers' layout",
-            fix="Point at the folder that holds model_index.json and its component folders.",
-        ) from error
-    except (OSError, ValueError) as error:
-        raise SourceError(
-            f"{path} cannot be read: {error}", expected="a JSON object", fix="Download or copy it again."
-        ) from error
-    if not isinstance(content, dict):
-        raise SourceError(
-            f"{path} holds a {type(content).__name__}", expected="a JSON object", fix="Download it again."
-        )
-    return content

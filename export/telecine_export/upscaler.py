@@ -8,10 +8,11 @@ import os
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from telecine.errors import SourceError
-from telecine_export.source import Part, Source, open_source, read_json
+from telecine_export.checkpoints.safetensors_files import SafetensorsCheckpoint
+from telecine_export.components import CONFIG_FILE, Component, FileComponent, FolderComponent
+from telecine_export.source import Source, open_source
 
 UPSCALER_CLASS = "LTXLatentUpsamplePipeline"
 LATENT_UPSAMPLER = "latent_upsampler"
@@ -27,10 +28,11 @@ def with_upscaler(source: Source, upscaler: str) -> Source:
         SourceError: no upscaler there, or one whose VAE has other latents than the source's.
     """
     path = Path(os.path.expanduser(upscaler))
+    part: Component
     if path.is_file():
         part = _original(path)
-    elif (path / "config.json").is_file():
-        part = Part(config=read_json(path / "config.json"), weights=path)
+    elif (path / CONFIG_FILE).is_file():
+        part = FolderComponent(path)
     else:
         pipeline = open_source(upscaler)
         if pipeline.pipeline_class != UPSCALER_CLASS:
@@ -39,10 +41,10 @@ def with_upscaler(source: Source, upscaler: str) -> Source:
                 expected=f"a {UPSCALER_CLASS}, its latent_upsampler folder, or an original upscaler's .safetensors",
                 fix="Give the model as SOURCE and its upscaler to --upscaler.",
             )
-        part = Part(config=pipeline.config(LATENT_UPSAMPLER), weights=pipeline.root / LATENT_UPSAMPLER)
+        part = pipeline.component(LATENT_UPSAMPLER)
         if (pipeline.root / "vae").is_dir():  # some are published without one
             _check_statistics(source, pipeline)
-    if "mid_channels" not in part.config:
+    if "mid_channels" not in part.config():
         raise SourceError(
             f"{upscaler} has a configuration without mid_channels",
             expected="a latent upsampler's",
@@ -51,22 +53,24 @@ def with_upscaler(source: Source, upscaler: str) -> Source:
     return dataclasses.replace(source, components={**source.components, LATENT_UPSAMPLER: part})
 
 
-def _original(path: Path) -> Part:
+def _original(path: Path) -> FileComponent:
     """An upscaler of the original repository: diffusers' tensor names, and the configuration in the file's metadata."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            config = json.loads((file.metadata() or {}).get("config", "null"))
-    except (SafetensorError, OSError, ValueError) as error:
-        raise SourceError(
-            f"{path} cannot be read: {error}", expected="a whole safetensors file", fix="Download or copy it again."
-        ) from error
+    file = SafetensorsCheckpoint([path], path)
+    with file:
+        names = {name: name for name in file.names()}
+        try:
+            config = json.loads(file.metadata.get("config", "null"))
+        except ValueError as error:
+            raise SourceError(
+                f"the configuration in {path} cannot be read: {error}", expected="JSON", fix="Download it again."
+            ) from error
     if not isinstance(config, dict):
         raise SourceError(
             f"{path} has no configuration in its metadata",
             expected="an upscaler as Lightricks publishes it, or one that diffusers saved",
             fix="Pass the folder that holds it and its config.json.",
         )
-    return Part(config=config, weights=path)
+    return FileComponent(path, config, names)
 
 
 def _check_statistics(source: Source, upscaler: Source) -> None:

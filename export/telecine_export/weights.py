@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from telecine.errors import SourceError
-from telecine_export.source import Checkpoint
+from telecine_export.checkpoints.checkpoint import Checkpoint
 from telecine_export.trace import TRANSPOSED
 
 TORCH_DTYPES = {
@@ -111,13 +111,13 @@ class WeightsWriter:
         expected = shape[::-1] if transposed else shape
         if list(tensor.shape) != expected:
             raise SourceError(
-                f"tensor {name} of {self._checkpoint.folder} has shape {list(tensor.shape)}",
+                f"tensor {name} of {self._checkpoint.origin} has shape {list(tensor.shape)}",
                 expected=f"{expected}, as its config.json says",
                 fix="The weights and the config.json are of different models: download both again.",
             )
         if tensor.dtype not in TORCH_DTYPES.values():  # float8 too: its scales live elsewhere
             raise SourceError(
-                f"tensor {name} of {self._checkpoint.folder} is {tensor.dtype}",
+                f"tensor {name} of {self._checkpoint.origin} is {tensor.dtype}",
                 expected="float32, float16 or bfloat16",
                 fix="Save the model unquantised.",
             )

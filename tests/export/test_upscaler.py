@@ -20,10 +20,11 @@ from telecine.bundle import Bundle
 from telecine.cli import main
 from telecine.errors import BundleError, SourceError
 from telecine_export import export, ltx_upsampler
+from telecine_export.components import FolderComponent
 from telecine_export.export import Progress, export_component
 from telecine_export.families import family_of
 from telecine_export.ltx_video import graphs, host, presets
-from telecine_export.source import Part, Source, open_source
+from telecine_export.source import Source, open_source
 from telecine_export.upscaler import with_upscaler
 from telecine_export.verify import verify_bundle
 
@@ -76,7 +77,7 @@ class TestGraph:
         torch.manual_seed(0)
         model: Any = LTXLatentUpsamplerModel(**config).eval()
         model.save_pretrained(tmp_path / "model")
-        part = Part(config=config, weights=tmp_path / "model")
+        part = FolderComponent(tmp_path / "model")
         source = Source(root=tmp_path, pipeline_class="LTXPipeline", components={"latent_upsampler": part})
         spec = ltx_upsampler.latent_upsampler(config, latent_channels=16)
         component = export_component(source, tmp_path, [spec], precision="fp32", opset=opset, progress=Progress())

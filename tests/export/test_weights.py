@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 
 from telecine.errors import SourceError
 from telecine_export import weights as weights_module
-from telecine_export.source import Checkpoint, open_source
+from telecine_export.checkpoints.safetensors_files import SafetensorsCheckpoint, weight_files
+from telecine_export.source import open_source
 from telecine_export.trace import TRANSPOSED
 from telecine_export.weights import CACHE_LINE, LARGE, PAGE, TIED_NAMES, WeightsFile, WeightsWriter
 
@@ -41,7 +42,7 @@ def write(tmp_path: Path) -> Write:
         pieces: list[int] = []
         attached: dict[str, ir.ExternalTensor] = {}
         with (
-            Checkpoint(folder) as opened,
+            SafetensorsCheckpoint(weight_files(folder), folder) as opened,
             WeightsWriter(tmp_path / "weights.bin", opened, progress=pieces.append) as writer,
         ):
             for wanted in models:
@@ -108,7 +109,7 @@ def test_weights_of_the_network_all_keep_the_checkpoint_s_names(
     external = {tensor.name for tensor in model.graph.initializer if tensor.data_location == onnx.TensorProto.EXTERNAL}
     prefix = {"vae_encoder": "encoder.", "vae_decoder": "decoder."}.get(component, "")
     with open_source(str(tiny_source)).checkpoint(COMPONENTS[component]) as checkpoint:
-        expected = {name for name in checkpoint._handles if name.startswith(prefix)}
+        expected = {name for name in checkpoint.names() if name.startswith(prefix)}
     if component == "text_encoder":  # the checkpoint names T5's embedding by its other end
         expected = (expected - {"shared.weight"}) | {TIED_NAMES["shared.weight"]}
     assert external == expected

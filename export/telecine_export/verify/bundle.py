@@ -17,9 +17,10 @@ import onnx
 
 from telecine.bundle import Bundle
 from telecine.errors import BundleError, RequestError, SourceError, TelecineError
+from telecine_export.checkpoints.checkpoint import Checkpoint
 from telecine_export.families import Family, family_of
 from telecine_export.graphs import GraphSpec
-from telecine_export.source import Checkpoint, Source
+from telecine_export.source import Source
 from telecine_export.verify.checks import Array, BundleModels, FamilyChecks, Record, quiet
 from telecine_export.verify.comparison import Pair, StageReport, stage_report
 from telecine_export.verify.ltx_video import LTX_VIDEO

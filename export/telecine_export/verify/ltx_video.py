@@ -1,7 +1,6 @@
 """LTX-Video's checks: the inputs that each stage is compared on, and the torch code that it is compared with.
 
-The references are diffusers' and transformers' own modules, loaded by their own `from_pretrained`: none of the
-exporter's patches reaches them.
+The references are diffusers' and transformers' own modules: none of the exporter's patches reaches them.
 """
 
 from __future__ import annotations
@@ -10,10 +9,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLLTXVideo, LTXVideoTransformer3DModel
-from diffusers.pipelines.ltx.modeling_latent_upsampler import LTXLatentUpsamplerModel
-from torch import Tensor, nn
-from transformers import T5Config, T5EncoderModel
+from torch import Tensor
+from transformers import T5Config
 
 from telecine.bundle import Bundle
 from telecine.rope import grid_index, make_tables, video_positions
@@ -22,9 +19,10 @@ from telecine.tokenizer import Tokenizer
 from telecine_export import ltx_video
 from telecine_export.source import Source
 from telecine_export.tokenizer import load_tokenizer
-from telecine_export.verify.checks import FP32, Array, Case, FamilyChecks, compare_graph, loading
+from telecine_export.verify.checks import Array, Case, FamilyChecks, compare_graph
 from telecine_export.verify.comparison import Pair
 from telecine_export.verify.ltx_video_run import RUN_STAGES, TRANSFORMER_INPUTS, bundle_run, torch_run
+from telecine_export.verify.modules import load_module
 
 # Where tokenizers disagree: spaces, sentinels, normalisation, scripts that the vocabulary lacks, length.
 PROMPTS = (
@@ -66,7 +64,7 @@ SEED = 0
 def tokenizer(bundle: Bundle, source: Source) -> list[Pair]:
     """(B, L) ids and masks of `PROMPTS`, one pair a prompt and length."""
     ours = Tokenizer.load(bundle.path(bundle.manifest.tokenizer))
-    theirs = load_tokenizer(source.root / "tokenizer")
+    theirs = load_tokenizer(source.tokenizer)
     pairs = []
     for length in TEXT_LENGTHS:
         got = ours.encode(PROMPTS, max_sequence_length=length)
@@ -98,7 +96,7 @@ def text_encoder(bundle: Bundle, source: Source) -> list[Pair]:
         bundle,
         "text_encoder",
         cases,
-        load=lambda: _load(T5EncoderModel, source, "text_encoder"),
+        load=lambda: load_module(source, "text_encoder"),
         reference=lambda t5, case: t5(torch.from_numpy(case.feeds["input_ids"])).last_hidden_state,
     )
 
@@ -114,7 +112,7 @@ def transformer(bundle: Bundle, source: Source) -> list[Pair]:
         bundle,
         "transformer",
         _transformer_cases(host, _grid(host)),
-        load=lambda: _load(LTXVideoTransformer3DModel, source, "transformer"),
+        load=lambda: load_module(source, "transformer"),
         reference=_velocity,
     )
 
@@ -178,7 +176,7 @@ def vae_encoder(bundle: Bundle, source: Source) -> list[Pair]:
         bundle,
         "vae_encoder",
         cases,
-        load=lambda: _load(AutoencoderKLLTXVideo, source, "vae"),
+        load=lambda: load_module(source, "vae"),
         reference=lambda vae, case: vae.encode(torch.from_numpy(case.feeds["video"])).latent_dist.parameters,
         widen=widen,
     )
@@ -203,7 +201,7 @@ def vae_decoder(bundle: Bundle, source: Source) -> list[Pair]:
         bundle,
         "vae_decoder",
         cases,
-        load=lambda: _load(AutoencoderKLLTXVideo, source, "vae"),
+        load=lambda: load_module(source, "vae"),
         reference=decode,
     )
 
@@ -223,28 +221,13 @@ def latent_upsampler(bundle: Bundle, source: Source) -> list[Pair]:
         bundle,
         "latent_upsampler",
         cases,
-        load=lambda: _load_upsampler(source),
+        load=lambda: load_module(source, "latent_upsampler"),
         reference=lambda upsampler, case: upsampler(torch.from_numpy(case.feeds["latents"])),
     )
 
 
-def _load_upsampler(source: Source) -> nn.Module:
-    """diffusers' own model; not by `from_pretrained`, which takes no original single file."""
-    upsampler: Any = LTXLatentUpsamplerModel.from_config(source.config("latent_upsampler"))
-    with source.checkpoint("latent_upsampler") as checkpoint, loading(str(checkpoint.folder)):
-        upsampler.load_state_dict({name: checkpoint.load(name) for name in upsampler.state_dict()})
-    module: nn.Module = upsampler.eval().float()
-    return module
-
-
 def _grid(host: dict[str, Any]) -> Grid:
     return Grid(spatial=host["spatial_ratio"], temporal=host["temporal_ratio"])
-
-
-def _load(kind: Any, source: Source, folder: str) -> nn.Module:
-    with loading(str(source.root / folder)):
-        module: nn.Module = kind.from_pretrained(source.root / folder, **FP32)
-    return module.eval()
 
 
 def _normal(random: np.random.Generator, *shape: int) -> Array:

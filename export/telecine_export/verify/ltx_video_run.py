@@ -8,7 +8,6 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import diffusers
 import numpy as np
 import torch
 from torch import Tensor
@@ -18,7 +17,8 @@ from telecine.families import FAMILIES
 from telecine.request import Request
 from telecine.rope import RopeTables, expand
 from telecine_export.source import Source
-from telecine_export.verify.checks import FP32, Array, BundleModels, Call, Record, loading, record_calls, to_numpy
+from telecine_export.verify.checks import Array, BundleModels, Call, Record, record_calls, to_numpy
+from telecine_export.verify.modules import load_pipeline
 
 SEED = 0
 # The whole run: two prompts of different lengths (padding, batch order), guidance and rescaling on, a frame rate that
@@ -89,9 +89,7 @@ def torch_run(source: Source, record: Record) -> None:
     Raises:
         SourceError: diffusers cannot load the source.
     """
-    with loading(str(source.root)):
-        kind = getattr(diffusers, source.pipeline_class)
-        pipe = kind.from_pretrained(source.root, **FP32)
+    pipe = load_pipeline(source)
     pipe.set_progress_bar_config(disable=True)
     calls = record_calls(pipe.transformer, TRANSFORMER_INPUTS)
     decodes = record_calls(pipe.vae.decoder, ("latents", "timestep"))

@@ -4,35 +4,60 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 
 from telecine.cli.group import json_option, main, print_json
 
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def source_options(command: F) -> F:
+    """What SOURCE may be made of: the parameters of `open_source`, and an upscaler beside."""
+    for option in reversed(
+        (
+            click.option("--revision", help="Revision of a hub id."),
+            click.option("--transformer", help="Instead of SOURCE's: folder, hub id, .safetensors or .gguf."),
+            click.option("--vae", help="Instead of SOURCE's: folder, hub id or .safetensors."),
+            click.option("--text-encoder", help="T5 with its tokenizer: folder, hub id; T5 alone: .safetensors."),
+            click.option("--upscaler", help="Latent upsampler to add: folder, hub id or original .safetensors."),
+            click.option("--lora", "loras", multiple=True, help="FILE or FILE=SCALE, fused; repeat for several."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def _open(source: str, *, upscaler: str | None, **parts: Any) -> Any:
+    """The source of `source_options`."""
+    from telecine_export.source import open_source
+    from telecine_export.upscaler import with_upscaler
+
+    opened = open_source(source, **parts)
+    return opened if upscaler is None else with_upscaler(opened, upscaler)
+
 
 @main.command()
 @click.argument("source")
 @click.argument("bundle", type=click.Path(path_type=Path))
+@source_options
 @click.option("--precision", default="fp32", show_default=True, help="Precision of every component (fp32 so far).")
 @click.option("--opset", type=int, default=23, show_default=True, help="ONNX opset: 23, or 20 for older TensorRT.")
-@click.option("--upscaler", help="Latent upsampler to add: a diffusers folder, a hub id or an original .safetensors.")
-@click.option("--revision", help="Revision of a hub id.")
 @click.option("--overwrite", is_flag=True, help="Replace a bundle that exists, once the new one is whole.")
 @json_option
-def export(
-    source: str, bundle: Path, precision: str, opset: int, upscaler: str | None, revision: str | None,
-    overwrite: bool, as_json: bool,
-) -> None:  # fmt: skip
-    """Turn SOURCE (a diffusers folder or a hub id) into the folder BUNDLE."""
+def export(source: str, bundle: Path, precision: str, opset: int, overwrite: bool, as_json: bool, **parts: Any) -> None:
+    """Turn SOURCE (a diffusers folder, a hub id, or an original .safetensors file) into the folder BUNDLE."""
     from telecine_export.export import ComponentReport, export_bundle
+    from telecine_export.families import family_of
     from telecine_export.progress import progress_bars
-    from telecine_export.source import open_source
-    from telecine_export.upscaler import with_upscaler
 
-    opened = open_source(source, revision=revision)
-    if upscaler is not None:
-        opened = with_upscaler(opened, upscaler)
+    opened = _open(source, **parts)
+    family = family_of(opened)
+    found = [f"{family.name} {family.variant(opened)}, {opened.pipeline_class}", *opened.describe()]
+    click.echo("\n".join(found), err=True)
     reports: list[ComponentReport] = []
     with progress_bars(reports.append) as progress:
         export_bundle(
@@ -44,7 +69,8 @@ def export(
             progress=progress,
         )
     if as_json:
-        print_json({"bundle": str(bundle), "components": [dataclasses.asdict(report) for report in reports]})
+        components = [dataclasses.asdict(report) for report in reports]
+        print_json({"bundle": str(bundle), "source": found, "components": components})
     else:
         click.echo(bundle)
 
@@ -52,22 +78,14 @@ def export(
 @main.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("source")
-@click.option("--upscaler", help="What the bundle's latent upsampler was exported from.")
-@click.option("--revision", help="Revision of a hub id.")
+@source_options
 @click.option("--stage", "stages", multiple=True, help="Verify this stage only; repeat for several.")
 @json_option
-def verify(
-    bundle: Path, source: str, upscaler: str | None, revision: str | None, stages: tuple[str, ...], as_json: bool
-) -> None:
-    """Compare BUNDLE with SOURCE under torch, stage by stage, at sizes that were not traced."""
-    from telecine_export.source import open_source
-    from telecine_export.upscaler import with_upscaler
+def verify(bundle: Path, source: str, stages: tuple[str, ...], as_json: bool, **parts: Any) -> None:
+    """Compare BUNDLE with SOURCE (and the parts that it was exported with) under torch, stage by stage."""
     from telecine_export.verify import as_text, verify_bundle
 
-    opened = open_source(source, revision=revision)
-    if upscaler is not None:
-        opened = with_upscaler(opened, upscaler)
-    report = verify_bundle(bundle, opened, stages=stages or None)
+    report = verify_bundle(bundle, _open(source, **parts), stages=stages or None)
     if as_json:
         print_json(dataclasses.asdict(report))
     else:

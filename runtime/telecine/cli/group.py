@@ -17,9 +17,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 # The extra that brings a package which is missing on a machine.
 EXTRAS = {"av": "video", "onnxruntime": "onnxruntime"} | dict.fromkeys(
-    ("torch", "diffusers", "transformers", "onnx", "onnx_ir", "onnxscript", "huggingface_hub", "sentencepiece", "tqdm"),
+    (
+        "torch", "diffusers", "transformers", "gguf", "onnx", "onnx_ir", "onnxscript", "huggingface_hub",
+        "sentencepiece", "tqdm",
+    ),
     "export",
-)
+)  # fmt: skip
 
 
 class _Group(click.Group):

@@ -19,6 +19,7 @@ PACKAGES = {
     "video": ("av",),
     "export": (
         "diffusers",
+        "gguf",
         "huggingface-hub",
         "onnx",
         "onnx-ir",

@@ -1,0 +1,81 @@
+"""torch's side of a comparison: diffusers' and transformers' own modules, holding a source's weights at fp32.
+
+A component folder is loaded by its class's own `from_pretrained`. What diffusers has no loader for (several parts,
+fused LoRAs, quantised weights without their library) is its module filled with the tensors that export reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import AutoencoderKLLTXVideo, FlowMatchEulerDiscreteScheduler, LTXVideoTransformer3DModel
+from diffusers.pipelines.ltx.modeling_latent_upsampler import LTXLatentUpsamplerModel
+from torch import nn
+from transformers import T5Config, T5EncoderModel
+
+from telecine_export.components import FolderComponent
+from telecine_export.source import Source
+from telecine_export.tokenizer import load_tokenizer
+from telecine_export.verify.checks import FP32, loading
+from telecine_export.weights import TIED_NAMES
+
+MODULES: Mapping[str, Any] = {
+    "text_encoder": T5EncoderModel,
+    "transformer": LTXVideoTransformer3DModel,
+    "vae": AutoencoderKLLTXVideo,
+    "latent_upsampler": LTXLatentUpsamplerModel,
+}
+# What a pipeline for generation is made of.
+PIPELINE_MODULES = ("text_encoder", "transformer", "vae")
+
+
+def load_module(source: Source, component: str) -> nn.Module:
+    """A component as torch's module.
+
+    Raises:
+        SourceError: torch cannot load it.
+    """
+    part = source.component(component)
+    with loading(str(part.origin)):
+        if _loads(source, component):
+            module: nn.Module = MODULES[component].from_pretrained(part.origin, **FP32)
+        else:
+            module = _filled(source, component)
+    return module.eval()
+
+
+def load_pipeline(source: Source) -> Any:
+    """The source's diffusers pipeline.
+
+    Raises:
+        SourceError: diffusers cannot load it.
+    """
+    kind = getattr(diffusers, source.pipeline_class)
+    if not source.components and all(_loads(source, component) for component in PIPELINE_MODULES):
+        with loading(str(source.root)):
+            return kind.from_pretrained(source.root, **FP32)
+    return kind(
+        scheduler=FlowMatchEulerDiscreteScheduler.from_config(source.config("scheduler")),
+        tokenizer=load_tokenizer(source.tokenizer),
+        **{component: load_module(source, component) for component in PIPELINE_MODULES},
+    )
+
+
+def _loads(source: Source, component: str) -> bool:
+    """Whether `from_pretrained` of the component's folder gives what was exported, with no other library."""
+    part = source.component(component)
+    fused = component == "transformer" and bool(source.loras)
+    return isinstance(part, FolderComponent) and not fused and not part.is_quantised()
+
+
+def _filled(source: Source, component: str) -> nn.Module:
+    config, kind = source.config(component), MODULES[component]
+    module: nn.Module = kind(T5Config(**config)) if kind is T5EncoderModel else kind.from_config(config)
+    with source.checkpoint(component) as checkpoint, torch.no_grad():
+        for name, target in module.state_dict().items():  # one tensor at a time
+            stored = name if name in checkpoint else TIED_NAMES.get(name, name)
+            target.copy_(checkpoint.load(stored))
+    return module
