@@ -7,13 +7,14 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
+from telecine.conditioning import Conditioning
 from telecine.errors import Cancelled, RequestError
 from telecine.guidance import Guidance
-from telecine.schedulers.flow_match_euler import FlowMatchEulerConfig, Schedule, step
+from telecine.schedulers.flow_match_euler import FlowMatchEulerConfig, Schedule
 
 Array = npt.NDArray[np.float32]
-# (B, T, C) latents and a timestep 0..1000 → (passes * B, T, C) velocities, in guidance's order.
-Network = Callable[[Array, float], Array]
+# (B, T, C) latents and a timestep 0..1000, or (T,) of them → (passes * B, T, C) velocities, in guidance's order.
+Network = Callable[[Array, "np.float32 | Array"], Array]
 # (step, steps, sigma, latents) → None, new latents, or False to stop the run.
 Callback = Callable[[int, int, float, Array], "Array | bool | None"]
 
@@ -25,23 +26,26 @@ def denoise(
     config: FlowMatchEulerConfig,
     schedule: Schedule,
     guidance: Guidance,
+    conditioning: Conditioning | None = None,
     draw_noise: Callable[[], Array] | None = None,
     callback: Callback | None = None,
 ) -> Array:
     """(B, T, C) noise → (B, T, C) latents, along the schedule.
 
-    `draw_noise` gives each step's (B, T, C) noise where the scheduler samples stochastically. `callback` sees every
-    step's result and may replace it.
+    `conditioning` keeps tokens; none keeps nothing. `draw_noise` gives the (B, T, C) noise of what a step moves, where
+    the scheduler samples stochastically. `callback` sees every step's result and may replace it.
 
     Raises:
         Cancelled: the callback returned False.
         RequestError: the callback returned something that cannot be latents.
     """
+    conditioning = conditioning or Conditioning()
     steps = len(schedule.timesteps)
     for index, timestep in enumerate(schedule.timesteps):
-        velocity = guidance.combine(network(latents, timestep))
+        latents = conditioning.prepare(latents, timestep)
+        velocity = guidance.combine(network(latents, conditioning.token_timesteps(timestep)))
         noise = draw_noise() if draw_noise else None
-        latents = step(config, schedule, index, velocity, latents, noise=noise)
+        latents = conditioning.step(config, schedule, index, velocity, latents, noise)
         if callback is not None:
             answer = callback(index, steps, float(schedule.sigmas[index]), latents)
             if isinstance(answer, (bool, np.bool_)) and not answer:

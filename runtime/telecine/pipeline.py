@@ -18,10 +18,11 @@ import numpy.typing as npt
 from telecine.backends.base import out_of_memory
 from telecine.backends.onnxruntime import OnnxRuntimeOptions
 from telecine.bundle import Bundle
+from telecine.condition import Condition, ImageInput
 from telecine.denoise import Callback
 from telecine.errors import BackendError, RequestError
 from telecine.families import FAMILIES
-from telecine.families.base import PipelineSpec, Stage
+from telecine.families.base import Stage
 from telecine.models import LoadedModels
 from telecine.pixels import to_uint8
 from telecine.request import Request
@@ -140,6 +141,10 @@ class Pipeline:
         guidance_rescale: float | None = None,
         num_videos_per_prompt: int | None = None,
         seed: int | Sequence[int] | None = None,
+        image: ImageInput | Sequence[ImageInput] | None = None,
+        conditions: Condition | Sequence[Condition] | None = None,
+        image_cond_noise_scale: float | None = None,
+        denoise_strength: float | None = None,
         latents: npt.NDArray[Any] | None = None,
         prompt_embeds: npt.NDArray[Any] | None = None,
         prompt_attention_mask: npt.NDArray[Any] | None = None,
@@ -160,6 +165,9 @@ class Pipeline:
         is a list, one a video; none is a random one, told in the result. `callback(step, steps, sigma, latents)` sees
         each step and may return new latents, or False to stop the run.
 
+        `image` (one, or a list with one a video) and `conditions` choose the pipeline that takes them, where the
+        bundle's own does not.
+
         Raises:
             RequestError: a parameter is wrong, or another request is running.
             BundleError: the bundle lacks what the request needs.
@@ -171,8 +179,11 @@ class Pipeline:
             del asked[name]
         start = time.perf_counter()
         self._models.check_open()
-        spec = self._pipeline(pipeline)
-        request = Request.resolve(asked, self._preset(preset), spec.defaults)
+        family = FAMILIES[self.bundle.manifest.family]
+        given = {name for name, value in asked.items() if value is not None}
+        name = family.choose(self.bundle.manifest.pipeline, given, asked=pipeline)
+        spec = family.pipelines[name]
+        request = Request.resolve(asked, family.settings(name, self._preset(preset)), spec.defaults)
         timings: dict[str, float] = {}
         with self._running():
             output = spec.run(self._models, request, stage=_stopwatch(timings), callback=callback)
@@ -220,18 +231,6 @@ class Pipeline:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _pipeline(self, name: str | None) -> PipelineSpec:
-        pipelines = FAMILIES[self.bundle.manifest.family].pipelines
-        wanted = name or self.bundle.manifest.pipeline
-        if wanted not in pipelines:
-            by = "asked for" if name else f"what {self.bundle.root} was exported from"
-            raise RequestError(
-                f"pipeline {wanted} ({by})",
-                expected=f"one of {', '.join(pipelines)}",
-                fix=f"Pass pipeline={next(iter(pipelines))!r}; its host math differs from {wanted}'s.",
-            )
-        return pipelines[wanted]
 
     def _preset(self, name: str | None) -> Mapping[str, Any]:
         presets = self.bundle.manifest.presets

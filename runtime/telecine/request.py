@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from telecine.condition import Condition, ImageInput
 from telecine.errors import BundleError, RequestError
 
 OUTPUT_TYPES = ("np", "uint8", "latent")
@@ -39,6 +40,10 @@ class Request:
     guidance_rescale: float
     num_videos_per_prompt: int
     seed: int | Sequence[int] | None = None
+    image: ImageInput | Sequence[ImageInput] | None = None
+    conditions: Condition | Sequence[Condition] | None = None
+    image_cond_noise_scale: float = 0.0
+    denoise_strength: float = 1.0
     latents: Array | None = None
     prompt_embeds: Array | None = None
     prompt_attention_mask: Array | None = None
@@ -80,11 +85,18 @@ class Request:
         for name, value in finite.items():
             _check(_is_number(value), f"{name} is {value!r}", "a finite number", "Give a number such as 3.0.")
         _check(self.frame_rate > 0, f"frame_rate is {self.frame_rate}", "above 0", "Use 24 or 25.")
+        fractions = {
+            "guidance_rescale": "Use 0 for none; 0.7 is usual.",
+            "denoise_strength": "Use 1 for a new video; 0.4 changes the details of given latents.",
+        }
+        for name, fix in fractions.items():
+            value = getattr(self, name)
+            _check(_is_number(value) and 0 <= value <= 1, f"{name} is {value!r}", "a number from 0 to 1", fix)
         _check(
-            _is_number(self.guidance_rescale) and 0 <= self.guidance_rescale <= 1,
-            f"guidance_rescale is {self.guidance_rescale!r}",
-            "a number from 0 to 1",
-            "Use 0 for none; 0.7 is usual.",
+            _is_number(self.image_cond_noise_scale) and self.image_cond_noise_scale >= 0,
+            f"image_cond_noise_scale is {self.image_cond_noise_scale!r}",
+            "a number, 0 or more",
+            "Use 0 for none; 0.15 is usual.",
         )
         for name in ("num_inference_steps", "num_videos_per_prompt", "max_sequence_length"):
             value = getattr(self, name)

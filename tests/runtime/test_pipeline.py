@@ -16,7 +16,7 @@ import telecine
 from telecine import pipeline as pipeline_module
 from telecine.backends.onnxruntime import OnnxRuntimeSession
 from telecine.errors import BackendError, BundleError, Cancelled, RequestError
-from telecine.families import ltx_video
+from telecine.families.ltx_video import decode
 from telecine.pipeline import Pipeline, numbered
 
 SMALL: dict[str, Any] = {"height": 64, "width": 32, "num_frames": 9, "num_inference_steps": 2, "seed": 0}
@@ -114,7 +114,7 @@ class TestRefusals:
             ),
             ({"output_type": "pil"}, "expected one of np, uint8, latent"),
             ({"preset": "best"}, "preset 'best'"),
-            ({"pipeline": "LTXImageToVideoPipeline"}, "LTXPipeline"),
+            ({"pipeline": "LTXVideoPipeline"}, "expected one of LTXPipeline"),
             ({"seed": [1, 2]}, "2 seeds"),
             ({"seed": "lucky"}, "seed is 'lucky'"),
             ({"latents": np.zeros((1, 3, 16))}, "latents have shape"),
@@ -156,10 +156,10 @@ class TestRefusals:
         with pytest.raises(BundleError, match="holds a wan model; expected one of ltx-video"):
             telecine.load(edited_bundle(tiny_bundle, family="wan"))
 
-    def test_a_bundle_of_another_pipeline_runs_where_that_is_said(
+    def test_a_bundle_of_an_unknown_pipeline_runs_where_that_is_said(
         self, tiny_bundle: Path, edited_bundle: Callable[..., Path], pipe: Pipeline
     ) -> None:
-        with telecine.load(edited_bundle(tiny_bundle, pipeline="LTXConditionPipeline")) as other:
+        with telecine.load(edited_bundle(tiny_bundle, pipeline="LTXMultiPromptPipeline")) as other:
             with pytest.raises(RequestError, match="Pass pipeline='LTXPipeline'"):
                 other.generate("a", **SMALL)
             same = other.generate("a", pipeline="LTXPipeline", **SMALL)
@@ -217,7 +217,7 @@ class TestMemory:
         def fail(*_: object) -> None:
             raise MemoryError("Unable to allocate 9 TiB")
 
-        monkeypatch.setattr(ltx_video, "to_unit_range", fail)
+        monkeypatch.setattr(decode, "to_unit_range", fail)
         with pytest.raises(BackendError, match="out of memory: the host's arrays: Unable to allocate 9 TiB"):
             pipe.generate("a", **SMALL)
 

@@ -1,4 +1,4 @@
-"""The transformer of LTX-Video as a function of latents and timestep."""
+"""The transformer of LTX-Video as a function of latents and timesteps."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ Array = npt.NDArray[np.float32]
 
 
 class BoundTransformer:
-    """The transformer with all that a run does not change bound once: a function of latents and timestep.
+    """The transformer with all that a run does not change bound once: a function of latents and timesteps.
 
-    Returns (passes * B, T, C) velocities, in a buffer that the next call overwrites. A context manager: leaving it
-    unbinds what the session would otherwise keep alive.
+    It is told one timestep, or one a token: `timestep_tokens` is 1 or T. Returns (passes * B, T, C) velocities, in a
+    buffer that the next call overwrites. A context manager: leaving it unbinds what the session would otherwise keep
+    alive.
     """
 
     def __init__(
@@ -30,11 +31,12 @@ class BoundTransformer:
         rope: RopeTables,
         latents_shape: tuple[int, ...],
         passes: int,
+        timestep_tokens: int = 1,
     ) -> None:
         batch, tokens, channels = latents_shape
         self._session = session
         self._hidden_states = np.empty((passes, batch, tokens, channels), np.float32)
-        self._timestep = np.empty((passes * batch, 1), np.float32)
+        self._timestep = np.empty((passes * batch, timestep_tokens), np.float32)
         self._velocity = np.empty((passes * batch, tokens, channels), np.float32)
         buffers: dict[str, npt.NDArray[Any]] = {
             "hidden_states": self._hidden_states.reshape(passes * batch, tokens, channels),
@@ -50,9 +52,9 @@ class BoundTransformer:
         for name, buffer in (buffers | {"velocity": self._velocity}).items():
             session.bind(name, buffer)
 
-    def __call__(self, latents: Array, timestep: float) -> Array:
+    def __call__(self, latents: Array, timestep: np.float32 | Array) -> Array:
         self._hidden_states[:] = latents
-        self._timestep.fill(timestep)
+        self._timestep[:] = timestep
         self._session.enqueue()
         return self._velocity
 
