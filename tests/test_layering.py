@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 TORCH_SIDE = {"torch", "diffusers", "transformers", "onnx", "onnx_ir", "onnxscript", "telecine_export"}
-LOADED_LATE = {"onnxruntime", "av", "tensorrt", "tensorrt_rtx", "tensorrt_lean", "cuda"}  # inside functions
+LOADED_LATE = {"onnxruntime", "av", "PIL", "tensorrt", "tensorrt_rtx", "tensorrt_lean", "cuda"}  # inside functions
 PURE = (
     "shapes", "latents", "rope", "guidance", "per_step", "noise", "pixels", "conditioning", "tiling", "denoise",
     "schedulers", "upsampling", "resample",

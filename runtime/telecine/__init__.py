@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from telecine.backends.onnxruntime import OnnxRuntimeOptions
     from telecine.bundle import Bundle
+    from telecine.condition import Condition
     from telecine.errors import (
         BackendError,
         BundleError,
@@ -30,6 +31,7 @@ __all__ = [
     "Bundle",
     "BundleError",
     "Cancelled",
+    "Condition",
     "EngineError",
     "OnnxRuntimeOptions",
     "Pipeline",
@@ -42,6 +44,7 @@ __all__ = [
 
 _HOMES = {
     "Bundle": "bundle",
+    "Condition": "condition",
     "OnnxRuntimeOptions": "backends.onnxruntime",
     "Pipeline": "pipeline",
     "Result": "pipeline",

@@ -7,13 +7,15 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
+from telecine.conditioning import Conditioning
 from telecine.errors import Cancelled, RequestError
 from telecine.guidance import Guidance, StepGuidance
-from telecine.schedulers.flow_match_euler import FlowMatchEulerConfig, Schedule, step
+from telecine.schedulers.flow_match_euler import FlowMatchEulerConfig, Schedule
 
 Array = npt.NDArray[np.float32]
-# (B, T, C) latents, a timestep 0..1000 and the step's guidance → (passes * B, T, C) velocities of the passes it needs.
-Network = Callable[[Array, float, StepGuidance], Array]
+# (B, T, C) latents, a timestep 0..1000 or (T,) of them, and the step's guidance → (passes * B, T, C) velocities of the
+# passes that it needs.
+Network = Callable[[Array, "np.float32 | Array", StepGuidance], Array]
 # (step, steps, sigma, latents) → None, new latents, or False to stop the run.
 Callback = Callable[[int, int, float, Array], "Array | bool | None"]
 
@@ -25,24 +27,27 @@ def denoise(
     config: FlowMatchEulerConfig,
     schedule: Schedule,
     guidance: Guidance,
+    conditioning: Conditioning | None = None,
     draw_noise: Callable[[], Array] | None = None,
     callback: Callback | None = None,
 ) -> Array:
     """(B, T, C) noise → (B, T, C) latents, along the schedule.
 
-    `draw_noise` gives each step's (B, T, C) noise where the scheduler samples stochastically. `callback` sees every
-    step's result and may replace it.
+    `conditioning` keeps tokens; none keeps nothing. `draw_noise` gives the (B, T, C) noise of what a step moves, where
+    the scheduler samples stochastically. `callback` sees every step's result and may replace it.
 
     Raises:
         Cancelled: the callback returned False.
         RequestError: the callback returned something that cannot be latents.
     """
+    conditioning = conditioning or Conditioning()
     steps = len(schedule.timesteps)
     for index, timestep in enumerate(schedule.timesteps):
         guided = guidance.at(index)
-        velocity = guided.combine(network(latents, timestep, guided))
+        latents = conditioning.prepare(latents, timestep)
+        velocity = guided.combine(network(latents, conditioning.token_timesteps(timestep), guided))
         noise = draw_noise() if draw_noise else None
-        latents = step(config, schedule, index, velocity, latents, noise=noise)
+        latents = conditioning.step(config, schedule, index, velocity, latents, noise)
         if callback is not None:
             answer = callback(index, steps, float(schedule.sigmas[index]), latents)
             if isinstance(answer, (bool, np.bool_)) and not answer:

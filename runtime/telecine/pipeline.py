@@ -19,10 +19,11 @@ import numpy.typing as npt
 from telecine.backends.base import out_of_memory
 from telecine.backends.onnxruntime import OnnxRuntimeOptions
 from telecine.bundle import Bundle
+from telecine.condition import Condition, ImageInput
 from telecine.denoise import Callback
 from telecine.errors import BackendError, RequestError
 from telecine.families import FAMILIES
-from telecine.families.base import Family, Output, PipelineSpec, Stage
+from telecine.families.base import Family, Output, Stage
 from telecine.models import LoadedModels
 from telecine.pixels import to_uint8
 from telecine.request import Request
@@ -148,6 +149,10 @@ class Pipeline:
         stg_blocks: Sequence[int] | Sequence[Sequence[int]] | None = None,
         num_videos_per_prompt: int | None = None,
         seed: int | Sequence[int] | None = None,
+        image: ImageInput | Sequence[ImageInput] | None = None,
+        conditions: Condition | Sequence[Condition] | None = None,
+        image_cond_noise_scale: float | None = None,
+        denoise_strength: float | None = None,
         latents: npt.NDArray[Any] | None = None,
         prompt_embeds: npt.NDArray[Any] | None = None,
         prompt_attention_mask: npt.NDArray[Any] | None = None,
@@ -175,6 +180,9 @@ class Pipeline:
         positive one. The three scales may be lists, and `stg_blocks` a list of lists: one for each step; or one for
         each of the descending `guidance_sigmas`, where a step takes the first that is not above its own, or the last.
 
+        `image` (one, or a list with one a video) and `conditions` choose the pipeline that takes them, where the
+        bundle's own does not.
+
         Raises:
             RequestError: a parameter is wrong, or another request is running.
             BundleError: the bundle lacks what the request needs.
@@ -186,8 +194,10 @@ class Pipeline:
             del asked[name]
         start = time.perf_counter()
         self._models.check_open()
-        spec = self._pipeline(pipeline)
-        settings = dict(self._preset(preset))
+        given = {name for name, value in asked.items() if value is not None}
+        name = self._family.choose(self.bundle.manifest.pipeline, given, asked=pipeline)
+        spec = self._family.pipelines[name]
+        settings = self._family.settings(name, self._preset(preset))
         second = SecondStage.resolve(second_stage, settings.pop("second_stage", None))
         request = Request.resolve(asked, settings, spec.defaults)
         run = spec.run if second is None else partial(self._family.two_stage, spec, second)
@@ -274,18 +284,6 @@ class Pipeline:
     @property
     def _family(self) -> Family:
         return FAMILIES[self.bundle.manifest.family]
-
-    def _pipeline(self, name: str | None) -> PipelineSpec:
-        pipelines = self._family.pipelines
-        wanted = name or self.bundle.manifest.pipeline
-        if wanted not in pipelines:
-            by = "asked for" if name else f"what {self.bundle.root} was exported from"
-            raise RequestError(
-                f"pipeline {wanted} ({by})",
-                expected=f"one of {', '.join(pipelines)}",
-                fix=f"Pass pipeline={next(iter(pipelines))!r}; its host math differs from {wanted}'s.",
-            )
-        return pipelines[wanted]
 
     def _preset(self, name: str | None) -> Mapping[str, Any]:
         presets = self.bundle.manifest.presets

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from telecine.checks import MAX_FLOAT, check_output_type, first_given, numbers_of, seeds_of
+from telecine.checks import MAX_FLOAT, check_output_type, check_range, first_given, numbers_of, seeds_of
 from telecine.checks import check as _check
 from telecine.checks import floats as _floats
 from telecine.checks import is_number as _is_number
 from telecine.checks import is_whole as _is_whole
+from telecine.condition import Condition, ImageInput
 from telecine.errors import BundleError
 from telecine.guidance import STG_MODES
 from telecine.per_step import listed
@@ -49,8 +50,11 @@ class Request:
     stg_blocks: Sequence[int] | Sequence[Sequence[int]] | None = None
     num_videos_per_prompt: int
     seed: int | Sequence[int] | None = None
+    image: ImageInput | Sequence[ImageInput] | None = None
+    conditions: Condition | Sequence[Condition] | None = None
+    image_cond_noise_scale: float = 0.0
+    denoise_strength: float = 1.0
     latents: Array | None = None
-    denoise_strength: float | None = None
     prompt_embeds: Array | None = None
     prompt_attention_mask: Array | None = None
     negative_prompt_embeds: Array | None = None
@@ -89,6 +93,16 @@ class Request:
         rate = self.frame_rate
         _check(_is_number(rate), f"frame_rate is {rate!r}", "a finite number", "Give a number such as 24.0.")
         _check(rate > 0, f"frame_rate is {rate}", "above 0", "Use 24 or 25.")
+        check_range(
+            "denoise_strength", self.denoise_strength, 0, 1,
+            "Use 1 for a new video; 0.4 changes the details of given latents.",
+        )  # fmt: skip
+        _check(
+            _is_number(self.image_cond_noise_scale) and self.image_cond_noise_scale >= 0,
+            f"image_cond_noise_scale is {self.image_cond_noise_scale!r}",
+            "a number, 0 or more",
+            "Use 0 for none; 0.15 is usual.",
+        )
         for name in ("num_inference_steps", "num_videos_per_prompt", "max_sequence_length"):
             value = getattr(self, name)
             _check(

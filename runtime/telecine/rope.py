@@ -48,11 +48,7 @@ def video_positions(shape: LatentShape, grid: Grid, frame_rate: float) -> tuple[
     Source: diffusers `LTXVideoRotaryPosEmbed._prepare_video_coords` with the `rope_interpolation_scale` of
     `LTXPipeline.__call__`.
     """
-    # Below the smallest normal float32 the scale of the frames would overflow.
-    if not (math.isfinite(frame_rate) and frame_rate > np.finfo(np.float32).tiny):
-        raise RequestError(
-            f"frame_rate is {frame_rate}", expected="a positive number of frames a second", fix="Use 25."
-        )
+    _check_frame_rate(frame_rate)
     scales = (grid.temporal / frame_rate, grid.spatial, grid.spatial)
     counts = (shape.frames, shape.height, shape.width)
     t, y, x = (
@@ -60,6 +56,33 @@ def video_positions(shape: LatentShape, grid: Grid, frame_rate: float) -> tuple[
         for count, scale, extent in zip(counts, scales, BASE_EXTENT, strict=True)
     )
     return t, y, x
+
+
+def keyframe_positions(
+    first_frames: npt.NDArray[np.int64], shape: LatentShape, grid: Grid, frame_rate: float
+) -> tuple[Array, Array, Array]:
+    """(F,), (H,) and (W,) positions of latent frames that begin at any pixel frames (F,), as fractions, float32.
+
+    H and W are `shape`'s. Bit for bit torch's.
+
+    Raises:
+        RequestError: the frame rate is not a positive number.
+
+    Source: diffusers `LTXConditionPipeline._scale_video_ids`, and what its `__call__` makes of the frame rate.
+    """
+    _check_frame_rate(frame_rate)
+    seconds = first_frames.astype(np.float32) * np.float32(1.0 / frame_rate)
+    pixels = (np.arange(side, dtype=np.float32) * np.float32(grid.spatial) for side in (shape.height, shape.width))
+    t, y, x = (each / np.float32(extent) for each, extent in zip((seconds, *pixels), BASE_EXTENT, strict=True))
+    return t, y, x
+
+
+def _check_frame_rate(frame_rate: float) -> None:
+    # Below the smallest normal float32 the scale of the frames would overflow.
+    if not (math.isfinite(frame_rate) and frame_rate > np.finfo(np.float32).tiny):
+        raise RequestError(
+            f"frame_rate is {frame_rate}", expected="a positive number of frames a second", fix="Use 25."
+        )
 
 
 def grid_index(shape: LatentShape) -> npt.NDArray[np.int32]:

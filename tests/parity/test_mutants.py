@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import telecine.guidance
-from telecine.families.ltx_video import decode, text_to_video
+from telecine.families.ltx_video import decode, generation, text_to_video
 from telecine.families.ltx_video import text as text_module
 from telecine.families.ltx_video.decode import DecodeSettings
 from telecine.families.ltx_video.host import Host
@@ -65,34 +65,34 @@ def patch_draws(patch: Patch, wrong: Callable[..., np.ndarray]) -> None:
 
 @mutant("text mask ignored")
 def _(patch: Patch) -> None:
-    right = text_to_video.prompt_embeddings
+    right = generation.prompt_embeddings
 
     def wrong(*arguments: Any) -> Any:
         embeds, mask = right(*arguments)
         return embeds, np.ones_like(mask)
 
-    patch(text_to_video, "prompt_embeddings", wrong)
+    patch(generation, "prompt_embeddings", wrong)
 
 
 @mutant("masks of negative and positive prompts swapped")
 def _(patch: Patch) -> None:
-    right = text_to_video.prompt_embeddings
+    right = generation.prompt_embeddings
 
     def wrong(*arguments: Any) -> Any:
         embeds, mask = right(*arguments)
         return embeds, np.concatenate(np.split(mask, 2)[::-1])
 
-    patch(text_to_video, "prompt_embeddings", wrong)
+    patch(generation, "prompt_embeddings", wrong)
 
 
 @mutant("negative prompt ignored")
 def _(patch: Patch) -> None:
-    right = text_to_video.prompt_embeddings
+    right = generation.prompt_embeddings
 
     def wrong(models: Any, request: Any, *rest: Any) -> Any:
         return right(models, dataclasses.replace(request, negative_prompt=None), *rest)
 
-    patch(text_to_video, "prompt_embeddings", wrong)
+    patch(generation, "prompt_embeddings", wrong)
 
 
 @mutant("pads masked out of T5")
@@ -216,9 +216,9 @@ def _(patch: Patch) -> None:
 
 
 def _reschedule(patch: Patch, **settings: Any) -> None:
-    right = text_to_video.make_schedule
+    right = generation.make_schedule
     patch(
-        text_to_video,
+        generation,
         "make_schedule",
         lambda config, **options: right(dataclasses.replace(config, **settings), **options),
     )
@@ -236,31 +236,31 @@ def _(patch: Patch) -> None:
 
 @mutant("shift of twice the tokens")
 def _(patch: Patch) -> None:
-    right = text_to_video.calculate_shift
-    patch(text_to_video, "calculate_shift", lambda tokens, config: right(2 * tokens, config))
+    right = generation.calculate_shift
+    patch(generation, "calculate_shift", lambda tokens, config: right(2 * tokens, config))
 
 
 @mutant("sigmas down to 1/1000")
 def _(patch: Patch) -> None:
-    patch(text_to_video, "pipeline_sigmas", lambda steps: np.linspace(1.0, 1 / 1000, steps))
+    patch(generation, "pipeline_sigmas", lambda steps: np.linspace(1.0, 1 / 1000, steps))
 
 
 @mutant("last step dropped")
 def _(patch: Patch) -> None:
-    right = text_to_video.make_schedule
+    right = generation.make_schedule
 
     def wrong(*arguments: Any, **options: Any) -> Any:
         schedule = right(*arguments, **options)
         return dataclasses.replace(schedule, timesteps=schedule.timesteps[:-1], sigmas=schedule.sigmas[:-1])
 
-    patch(text_to_video, "make_schedule", wrong)
+    patch(generation, "make_schedule", wrong)
 
 
 @mutant("network told the sigma, not the timestep")
 def _(patch: Patch) -> None:
-    right = text_to_video.BoundTransformer.__call__
+    right = generation.BoundTransformer.__call__
     patch(
-        text_to_video.BoundTransformer,
+        generation.BoundTransformer,
         "__call__",
         lambda self, latents, timestep, *rest: right(self, latents, timestep / 1000, *rest),
     )
@@ -268,9 +268,9 @@ def _(patch: Patch) -> None:
 
 @mutant("network told whole timesteps")
 def _(patch: Patch) -> None:
-    right = text_to_video.BoundTransformer.__call__
+    right = generation.BoundTransformer.__call__
     patch(
-        text_to_video.BoundTransformer,
+        generation.BoundTransformer,
         "__call__",
         lambda self, latents, timestep, *rest: right(self, latents, int(timestep), *rest),
     )
@@ -295,10 +295,10 @@ def _(patch: Patch) -> None:
 
 @mutant("initial noise drawn packed")
 def _(patch: Patch) -> None:
-    def wrong(request: Any, host: Any, latent: Any, generators: list[Generator]) -> np.ndarray:
-        return randn(generators[0], (request.videos, latent.tokens, host.latent_channels))
+    def wrong(run: Any) -> np.ndarray:
+        return randn(run.generators[0], (run.request.videos, run.latent.tokens, run.host.latent_channels))
 
-    patch(text_to_video, "_initial_latents", wrong)
+    patch(text_to_video, "_noise", wrong)
 
 
 @mutant("noise from NumPy's own generator")

@@ -12,7 +12,8 @@ import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from telecine.bundle import Bundle
-from telecine.families.ltx_video.encode import encode_video, sample_posterior
+from telecine.conditioning import sample_posterior
+from telecine.families.ltx_video.encode import encode
 from telecine.families.ltx_video.host import Host
 from telecine.noise import Generator
 
@@ -23,7 +24,7 @@ def test_sampling_matches_diffusers_beyond_its_clamps_too() -> None:
     theirs = np.concatenate([moments[:, :4], *[moments[:, 4:]] * 4], axis=1)  # the one log-variance, for each channel
     distribution: Any = DiagonalGaussianDistribution(torch.from_numpy(theirs))
     expected = distribution.sample(torch.Generator("cpu").manual_seed(7)).numpy()
-    made = sample_posterior(moments, Generator(7))
+    made = sample_posterior(moments, Generator(7).randn((2, 4, 2, 3, 4)))
     assert made.dtype == np.float32
     np.testing.assert_allclose(made, expected, rtol=1e-6, atol=1e-6)
 
@@ -34,7 +35,7 @@ def test_videos_are_drawn_for_one_after_the_other(seeds: list[int], tiny_bundle:
     host = Host.parse(Bundle.open(tiny_bundle).manifest.host)
     moments = np.zeros((1, 17, 1, 1, 2), np.float32)
     fake: Any = SimpleNamespace(session=lambda name: SimpleNamespace(run=lambda feeds: {"moments": moments}))
-    made = encode_video(fake, host, np.zeros((2, 3, 1, 32, 64), np.float32), [Generator(seed) for seed in seeds])
+    made = encode(fake, host, np.zeros((2, 3, 1, 32, 64), np.float32), [Generator(seed) for seed in seeds])
     generators = [Generator(seed) for seed in seeds]
     drawn = np.concatenate([(generators * 2)[video].randn((1, 16, 1, 1, 2)) for video in range(2)])
     back = made * host.latents_std.reshape(1, -1, 1, 1, 1) + host.latents_mean.reshape(1, -1, 1, 1, 1)

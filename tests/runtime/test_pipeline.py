@@ -126,7 +126,7 @@ class TestRefusals:
             ),
             ({"output_type": "pil"}, "expected one of np, uint8, latent"),
             ({"preset": "best"}, "preset 'best'"),
-            ({"pipeline": "LTXImageToVideoPipeline"}, "LTXPipeline"),
+            ({"pipeline": "LTXVideoPipeline"}, "expected one of LTXPipeline"),
             ({"seed": [1, 2]}, "2 seeds"),
             ({"seed": "lucky"}, "seed is 'lucky'"),
             ({"latents": np.zeros((1, 3, 16))}, "latents have shape"),
@@ -174,10 +174,10 @@ class TestRefusals:
         with pytest.raises(BundleError, match="holds a wan model; expected one of ltx-video"):
             telecine.load(edited_bundle(tiny_bundle, family="wan"))
 
-    def test_a_bundle_of_another_pipeline_runs_where_that_is_said(
+    def test_a_bundle_of_an_unknown_pipeline_runs_where_that_is_said(
         self, tiny_bundle: Path, edited_bundle: Callable[..., Path], pipe: Pipeline
     ) -> None:
-        with telecine.load(edited_bundle(tiny_bundle, pipeline="LTXConditionPipeline")) as other:
+        with telecine.load(edited_bundle(tiny_bundle, pipeline="LTXMultiPromptPipeline")) as other:
             with pytest.raises(RequestError, match="Pass pipeline='LTXPipeline'"):
                 other.generate("a", **SMALL)
             same = other.generate("a", pipeline="LTXPipeline", **SMALL)

@@ -11,12 +11,12 @@ from telecine.doctor.check import Check, Machine, Status
 
 # Packages, by telecine's extra ("" is what it always needs): read from the installed distribution's metadata;
 # this table, without minimum versions, stands in where telecine runs from its source tree.
-# Everything is imported under its own name, dashes as underscores, but for onnxruntime-gpu.
+# Everything is imported under its own name, dashes as underscores, but for onnxruntime-gpu and pillow (PIL).
 PACKAGES = {
     "": ("click", "numpy", "safetensors", "tokenizers"),
     "onnxruntime": ("onnxruntime",),
     "onnxruntime-gpu": ("onnxruntime-gpu",),
-    "video": ("av",),
+    "video": ("av", "pillow"),
     "export": (
         "diffusers",
         "gguf",

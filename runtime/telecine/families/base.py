@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from telecine.backends.base import Session
 from telecine.denoise import Callback
+from telecine.errors import RequestError
 from telecine.request import Request
 from telecine.second_stage import SecondStage
 from telecine.tokenizer import Tokenizer
@@ -50,10 +51,16 @@ class Run(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PipelineSpec:
-    """One diffusers pipeline class: its host math and the defaults of its `__call__`."""
+    """One diffusers pipeline class: its host math, the defaults of its `__call__`, and what it alone takes.
+
+    `takes`: parameters that not every pipeline of the family has. `chosen_by`: the one of them that chooses this
+    pipeline in a bundle of another class.
+    """
 
     run: Run
     defaults: Mapping[str, Any]
+    takes: frozenset[str] = frozenset()
+    chosen_by: str | None = None
 
 
 class Upscale(Protocol):
@@ -93,3 +100,37 @@ class Family:
     pipelines: Mapping[str, PipelineSpec]
     upscaler: UpscalerSpec
     two_stage: TwoStage
+
+    def choose(self, recorded: str, given: Collection[str], *, asked: str | None = None) -> str:
+        """The pipeline for a request that gives these parameters: the one asked for by name, else the bundle's own.
+
+        Where the bundle's own does not take an input that chooses a pipeline (an image, conditions), that one runs.
+
+        Raises:
+            RequestError: an unknown pipeline, or a parameter that it does not take.
+        """
+        name = asked or recorded
+        if name not in self.pipelines:
+            by = "asked for" if asked else "what the bundle was exported from"
+            raise RequestError(
+                f"pipeline {name} ({by})",
+                expected=f"one of {', '.join(self.pipelines)}",
+                fix=f"Pass pipeline={next(iter(self.pipelines))!r}; its host math differs from {name}'s.",
+            )
+        inputs = {spec.chosen_by for spec in self.pipelines.values()} & set(given)
+        if not asked and not inputs <= self.pipelines[name].takes:
+            name = next(other for other, spec in self.pipelines.items() if inputs <= spec.takes)
+        for parameter in sorted(set(given) - self.pipelines[name].takes):
+            takers = [other for other, spec in self.pipelines.items() if parameter in spec.takes]
+            if takers:
+                raise RequestError(
+                    f"{parameter} for {name}",
+                    expected=f"a pipeline that takes it: {' or '.join(takers)}",
+                    fix=f"Leave {parameter} out, or pass pipeline={takers[0]!r}.",
+                )
+        return name
+
+    def settings(self, name: str, preset: Mapping[str, Any]) -> dict[str, Any]:
+        """What of a preset this pipeline takes: a preset is for all of the bundle's pipelines."""
+        others = {parameter for spec in self.pipelines.values() for parameter in spec.takes}
+        return {key: value for key, value in preset.items() if key not in others - self.pipelines[name].takes}

@@ -5,28 +5,39 @@ Axes: B videos, C latent channels, F H W latent frames, height, width, T = FÂ·HÂ
 
 from __future__ import annotations
 
+from typing import Any
+
 from telecine.families.base import Family, PipelineSpec, UpscalerSpec
-from telecine.families.ltx_video import text_to_video, two_stage, upscale
+from telecine.families.ltx_video import conditions, image_to_video, text_to_video, two_stage, upscale
+
+# `__call__`'s own of the three pipelines, but for what is said below.
+DEFAULTS: dict[str, Any] = {
+    "height": 512,
+    "width": 704,
+    "num_frames": 161,
+    "frame_rate": 25.0,
+    "num_inference_steps": 50,
+    "guidance_scale": 3.0,
+    "guidance_rescale": 0.0,
+    "num_videos_per_prompt": 1,
+    "decode_timestep": 0.0,
+    "output_type": "np",
+    "max_sequence_length": 128,
+}
 
 LTX_VIDEO = Family(
     name="ltx-video",
     pipelines={
-        "LTXPipeline": PipelineSpec(
-            run=text_to_video.run,
-            # LTXPipeline.__call__'s own.
-            defaults={
-                "height": 512,
-                "width": 704,
-                "num_frames": 161,
-                "frame_rate": 25.0,
-                "num_inference_steps": 50,
-                "guidance_scale": 3.0,
-                "guidance_rescale": 0.0,
-                "num_videos_per_prompt": 1,
-                "decode_timestep": 0.0,
-                "output_type": "np",
-                "max_sequence_length": 128,
-            },
+        "LTXPipeline": PipelineSpec(run=text_to_video.run, defaults=DEFAULTS),
+        "LTXImageToVideoPipeline": PipelineSpec(
+            run=image_to_video.run, defaults=DEFAULTS, takes=frozenset({"image"}), chosen_by="image"
+        ),
+        "LTXConditionPipeline": PipelineSpec(
+            run=conditions.run,
+            defaults=DEFAULTS | {"max_sequence_length": 256, "image_cond_noise_scale": 0.15, "denoise_strength": 1.0},
+            # Its `video`, `frame_index` and `strength` are a Condition's.
+            takes=frozenset({"image", "conditions", "image_cond_noise_scale", "denoise_strength"}),
+            chosen_by="conditions",
         ),
     },
     upscaler=UpscalerSpec(

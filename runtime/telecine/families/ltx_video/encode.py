@@ -1,44 +1,59 @@
-"""From frames to latents: the VAE's encoder, and draws from its posterior."""
+"""From images and videos to latents: the VAE's encoder."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle
 
 import numpy as np
 import numpy.typing as npt
 
+from telecine.condition import ImageInput, is_list_of_images
+from telecine.conditioning import sample_posterior
+from telecine.errors import RequestError
 from telecine.families.base import Models
+from telecine.families.ltx_video.generation import Generation
 from telecine.families.ltx_video.host import Host
 from telecine.latents import normalize
+from telecine.media import load_image, to_pixels
 from telecine.noise import Generator
 
 Array = npt.NDArray[np.float32]
 
 
-def encode_video(models: Models, host: Host, video: Array, generators: Sequence[Generator]) -> Array:
-    """(B, 3, num_frames, height, width) videos in [-1, 1] to (B, C, F, H, W) normalised latents.
+def image_videos(generation: Generation, images: ImageInput | Sequence[ImageInput]) -> Array:
+    """(N, 3, 1, height, width) pixels in [-1, 1] of the images of a request: one for all, one a prompt or one a video.
 
-    One generator draws for all videos in turn, or each has its own.
-
-    Source: diffusers `LTXLatentUpsamplePipeline.prepare_latents`.
+    Raises:
+        RequestError: another number of images, or one that cannot be used.
+        BackendError: Pillow is needed and missing.
     """
-    encoder = models.session("vae_encoder")
-    latents = []
-    for index in range(len(video)):  # one at a time, as diffusers: the encoder needs gigabytes for each
-        moments = encoder.run({"video": video[index : index + 1]})["moments"]
-        latents.append(sample_posterior(moments, generators[index if len(generators) > 1 else 0]))
-    # With no scaling factor, wherever diffusers encodes for LTX-Video; every published VAE has 1.
-    return normalize(np.concatenate(latents), host.latents_mean, host.latents_std, 1.0)
+    request, video = generation.request, generation.video
+    listed = images if is_list_of_images(images) else [images]
+    counts = sorted({1, request.prompts, request.videos})
+    if len(listed) not in counts:
+        raise RequestError(
+            f"{len(listed)} images",
+            expected=f"{' or '.join(map(str, counts))}: one for all, one a prompt, or one a video",
+            fix="For several images in one video, pass conditions=[Condition(image=..., frame_index=...), ...].",
+        )
+    return np.concatenate([to_pixels([load_image(image)], video.height, video.width) for image in listed])
 
 
-def sample_posterior(moments: Array, generator: Generator) -> Array:
-    """(B, C + 1, F, H, W) moments, C means and the log-variance that they share, to (B, C, F, H, W) latents.
+def encode(models: Models, host: Host, videos: Array, generators: Sequence[Generator]) -> Array:
+    """(N, 3, 8k+1, 32h, 32w) videos in [-1, 1] → (N, C, k+1, h, w) normalised latents, sampled from their posteriors.
 
-    Source: diffusers `DiagonalGaussianDistribution.sample`.
+    One after the other, as diffusers does; generators take turns.
     """
-    mean, log_variance = moments[:, :-1], moments[:, -1:]
-    deviation = np.exp(np.float32(0.5) * np.clip(log_variance, -30, 20))
-    out = generator.randn(mean.shape)
-    out *= deviation
-    out += mean
-    return out
+    sampled = []
+    for video, generator in zip(videos, cycle(generators), strict=False):
+        moments = encode_moments(models, video[np.newaxis])
+        noise = generator.randn((1, moments.shape[1] - 1, *moments.shape[2:]))
+        # diffusers leaves the VAE's scaling factor out here; every release has 1.
+        sampled.append(normalize(sample_posterior(moments, noise), host.latents_mean, host.latents_std, 1.0))
+    return np.concatenate(sampled)
+
+
+def encode_moments(models: Models, video: Array) -> Array:
+    """(N, 3, 8k+1, 32h, 32w) video in [-1, 1] → (N, C + 1, k+1, h, w): C means and one log-variance."""
+    return models.session("vae_encoder").run({"video": video})["moments"]

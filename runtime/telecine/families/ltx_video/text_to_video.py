@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import logging
-
 import numpy as np
 import numpy.typing as npt
 
-from telecine.denoise import Callback, denoise
-from telecine.errors import RequestError
+from telecine.conditioning import Conditioning
+from telecine.denoise import Callback
 from telecine.families.base import Models, Output, Stage
-from telecine.families.ltx_video.decode import DecodeSettings, decode
-from telecine.families.ltx_video.guidance import request_guidance
-from telecine.families.ltx_video.host import Host
-from telecine.families.ltx_video.text import prompt_embeddings
-from telecine.families.ltx_video.transformer import BoundTransformer
+from telecine.families.ltx_video.generation import Generation, Start, shifted_schedule
 from telecine.latents import pack, unpack
-from telecine.noise import Generator, randn, second_stream
+from telecine.noise import randn
 from telecine.request import Request
-from telecine.rope import grid_index, make_tables, video_positions
-from telecine.schedulers.flow_match_euler import Schedule, calculate_shift, make_schedule, pipeline_sigmas
-from telecine.shapes import LatentShape, VideoShape
-
-logger = logging.getLogger(__name__)
+from telecine.rope import RopeTables, grid_index, make_tables, video_positions
 
 Array = npt.NDArray[np.float32]
 
@@ -34,72 +24,43 @@ def run(models: Models, request: Request, *, stage: Stage, callback: Callback | 
         RequestError: a parameter is wrong.
         Cancelled: the callback stopped the run.
     """
-    host = Host.parse(models.host)
-    shape = _video_shape(request, host)
-    latent = shape.latent(host.grid)
-    schedule = _schedule(request, host, latent)
-    guidance = request_guidance(request, schedule.sigmas[:-1], host)
-    seeds = request.seeds()
-    generators = [Generator(seed) for seed in seeds]
-    stochastic = [second_stream(seed) for seed in seeds]
-    latents = _initial_latents(request, host, latent, generators)
-    settings = DecodeSettings.of(request)  # refused now, not after the denoising
-
-    with stage("text"):
-        text, mask = prompt_embeddings(models, request, host, guidance)
-    with stage("denoise"):
-        rope = make_tables(
-            video_positions(latent, host.grid, request.frame_rate), grid_index(latent), host.rope_frequencies
-        )
-        session = models.session("transformer")
-        with BoundTransformer(session, host, text, mask, rope, latents.shape, guidance.passes) as network:
-            latents = denoise(
-                network,
-                latents,
-                config=host.scheduler,
-                schedule=schedule,
-                guidance=guidance,
-                draw_noise=(lambda: randn(stochastic, latents.shape)) if host.scheduler.stochastic_sampling else None,
-                callback=callback,
-            )
-    if request.output_type == "latent":
-        return Output(latents=latents, seeds=seeds)
-    with stage("decode"):
-        frames = decode(models, host, unpack(latents, latent), settings, generators, request.output_type)
-        return Output(frames=frames, seeds=seeds)
-
-
-def _video_shape(request: Request, host: Host) -> VideoShape:
-    shape = VideoShape.from_request(
-        num_frames=request.num_frames, height=request.height, width=request.width, grid=host.grid
+    generation = Generation.prepare(models, request, schedule=shifted_schedule)
+    latents = packed_latents(generation) if request.latents is not None else _noise(generation)
+    start = Start(
+        latents=latents,
+        rope=grid_rope(generation),
+        conditioning=Conditioning(),
+        draw_noise=lambda generators: randn(generators, latents.shape),
     )
-    if shape.num_frames != request.num_frames:
-        logger.warning(
-            "num_frames %d is not %d*k+1: making %d frames", request.num_frames, host.grid.temporal, shape.num_frames
-        )
-    return shape
+    prompts = generation.embed_prompts(stage)
+    latents = generation.denoise(start, prompts, stage=stage, callback=callback)
+    return packed_output(generation, latents, stage)
 
 
-def _schedule(request: Request, host: Host, latent: LatentShape) -> Schedule:
-    """The schedule of `LTXPipeline`; given timesteps replace its sigmas (diffusers fails there)."""
-    mu = calculate_shift(latent.tokens, host.scheduler)
-    if request.timesteps is not None:
-        return make_schedule(host.scheduler, timesteps=request.timesteps, mu=mu)
-    return make_schedule(host.scheduler, sigmas=pipeline_sigmas(request.num_inference_steps), mu=mu)
+def packed_latents(generation: Generation) -> Array:
+    """(B, T, C): the caller's packed latents as they are.
+
+    Raises:
+        RequestError: another shape, or values that are not finite.
+    """
+    shape = (generation.request.videos, generation.latent.tokens, generation.host.latent_channels)
+    return generation.given_latents(shape, "packed, (videos, tokens, channels)")
 
 
-def _initial_latents(request: Request, host: Host, latent: LatentShape, generators: list[Generator]) -> Array:
-    """(B, T, C) normal noise, drawn as (B, C, F, H, W) and packed; or the caller's packed latents as they are."""
-    expected = (request.videos, latent.tokens, host.latent_channels)
-    if request.latents is None:
-        return pack(randn(generators, latent.array_shape(request.videos, host.latent_channels)))
-    latents = np.ascontiguousarray(request.latents, dtype=np.float32)
-    if latents.shape != expected:
-        raise RequestError(
-            f"latents have shape {latents.shape}",
-            expected=f"{expected}: packed, (videos, tokens, channels)",
-            fix="Pass what output_type='latent' returns, or fit height, width and num_frames to them.",
-        )
-    if not np.isfinite(latents).all():
-        raise RequestError("latents hold NaN or infinity", expected="finite numbers", fix="Look at what made them.")
-    return latents
+def grid_rope(generation: Generation) -> RopeTables:
+    """Positions of a clip whose frames are evenly spaced, the first one too."""
+    positions = video_positions(generation.latent, generation.host.grid, generation.request.frame_rate)
+    return make_tables(positions, grid_index(generation.latent), generation.host.rope_frequencies)
+
+
+def packed_output(generation: Generation, latents: Array, stage: Stage) -> Output:
+    """What is made of (B, T, C) latents: frames, or the latents themselves, packed as they are."""
+    if generation.request.output_type == "latent":
+        return Output(latents=latents, seeds=generation.seeds)
+    return generation.decode(unpack(latents, generation.latent), stage)
+
+
+def _noise(generation: Generation) -> Array:
+    """(B, T, C) normal noise, drawn as (B, C, F, H, W) and packed."""
+    shape = generation.latent.array_shape(generation.request.videos, generation.host.latent_channels)
+    return pack(randn(generation.generators, shape))

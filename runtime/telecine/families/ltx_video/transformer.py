@@ -14,11 +14,12 @@ Array = npt.NDArray[np.float32]
 
 
 class BoundTransformer:
-    """The transformer with all that a run does not change bound once: a function of latents, timestep and guidance.
+    """The transformer with all that a run does not change bound once: a function of latents, timesteps and guidance.
 
-    `text` (passes * B, L, D) and `mask` (passes * B, L) are those of `passes`, all that any step of the run needs.
-    Returns (passes * B, T, C) velocities of the step's own passes, in a buffer that the next call overwrites. A context
-    manager: leaving it unbinds what the session would otherwise keep alive.
+    `text` (passes * B, L, D) and `mask` (passes * B, L) are those of `passes`, all that any step of the run needs. One
+    timestep is told, or one a token: `timestep_tokens` is 1 or T. Returns (passes * B, T, C) velocities of the step's
+    own passes, in a buffer that the next call overwrites. A context manager: leaving it unbinds what the session would
+    otherwise keep alive.
     """
 
     def __init__(
@@ -30,6 +31,7 @@ class BoundTransformer:
         rope: RopeTables,
         latents_shape: tuple[int, ...],
         passes: tuple[Pass, ...],
+        timestep_tokens: int = 1,
     ) -> None:
         self._batch, tokens, channels = latents_shape
         rows = len(passes) * self._batch
@@ -39,7 +41,7 @@ class BoundTransformer:
             "hidden_states": np.empty((rows, tokens, channels), np.float32),
             "encoder_hidden_states": text,
             "encoder_attention_mask": mask,
-            "timestep": np.empty((rows, 1), np.float32),
+            "timestep": np.empty((rows, timestep_tokens), np.float32),
             "velocity": np.empty((rows, tokens, channels), np.float32),
         }
         for name, table in {"rope_cos": rope.cos, "rope_sin": rope.sin, "rope_index": rope.index}.items():
@@ -56,11 +58,11 @@ class BoundTransformer:
         for name, buffer in (self._bound | {"stg_mode": self._stg_mode}).items():
             self._session.bind(name, buffer)
 
-    def __call__(self, latents: Array, timestep: float, guided: StepGuidance) -> Array:
+    def __call__(self, latents: Array, timestep: np.float32 | Array, guided: StepGuidance) -> Array:
         if guided.passes != self._bound_passes:
             self._bind(guided.passes)
         self._bound["hidden_states"].reshape(-1, *latents.shape)[:] = latents
-        self._bound["timestep"].fill(timestep)
+        self._bound["timestep"][:] = timestep
         self._stg_mode[:] = guided.stg_modes(self._blocks, self._batch)
         self._session.enqueue()
         return self._bound["velocity"]

@@ -11,12 +11,10 @@ from telecine.checks import floats
 from telecine.errors import RequestError
 from telecine.families.base import Models, Output, Stage
 from telecine.families.ltx_video.decode import DecodeSettings, decode_denormalized
-from telecine.families.ltx_video.encode import encode_video
+from telecine.families.ltx_video.encode import encode
 from telecine.families.ltx_video.host import Host
-from telecine.frames import load_frames
+from telecine.media import load_video, to_pixels
 from telecine.noise import Generator
-from telecine.pixels import to_signed_range
-from telecine.resample import LANCZOS, resize
 from telecine.shapes import VideoShape
 from telecine.upsampling import adain, tone_map
 from telecine.upscale_request import UpscaleRequest
@@ -46,7 +44,7 @@ def run(models: Models, request: UpscaleRequest, *, stage: Stage) -> Output:
     else:
         video, rate = _given_video(request, host)
         with stage("encode"):
-            latents = encode_video(models, host, video, generators)
+            latents = encode(models, host, video, generators)
     with stage("upsample"):
         latents = upsample(models, host.denormalize(latents), request.adain_factor, request.tone_map_compression_ratio)
     # A temporal upsampler puts frames between frames: the video stays as long as it was.
@@ -101,16 +99,13 @@ def _given_latents(request: UpscaleRequest, host: Host) -> Array:
 
 def _given_video(request: UpscaleRequest, host: Host) -> tuple[Array, float | None]:
     """(1, 3, num_frames, height, width) in [-1, 1], resized as asked, and the frame rate where it is a file's."""
-    frames, rate = load_frames(request.video)
-    height = frames.shape[1] if request.height is None else request.height
-    width = frames.shape[2] if request.width is None else request.width
+    frames, rate = load_video(request.video)
+    height = frames[0].shape[0] if request.height is None else request.height
+    width = frames[0].shape[1] if request.width is None else request.width
     shape = VideoShape.from_request(num_frames=len(frames), height=height, width=width, grid=host.grid)
     request.check_pixels(shape.num_frames, shape.height, shape.width)
     if shape.num_frames != len(frames):
         logger.warning(
             "%d frames are not %d*k+1: upscaling the first %d", len(frames), host.grid.temporal, shape.num_frames
         )
-    resized = resize(frames[: shape.num_frames], shape.height, shape.width, LANCZOS)
-    if resized.dtype != np.uint8:
-        np.clip(resized, 0, 1, out=resized)  # the filter overshoots
-    return to_signed_range(resized), rate
+    return to_pixels(frames[: shape.num_frames], shape.height, shape.width), rate

@@ -1,0 +1,164 @@
+"""What the pipelines of LTX-Video share: a request worked out, its denoising, its frames."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from telecine.conditioning import Conditioning
+from telecine.denoise import Callback, denoise
+from telecine.errors import RequestError
+from telecine.families.base import Models, Output, Stage
+from telecine.families.ltx_video.decode import DecodeSettings, decode
+from telecine.families.ltx_video.guidance import request_guidance
+from telecine.families.ltx_video.host import Host
+from telecine.families.ltx_video.text import prompt_embeddings
+from telecine.families.ltx_video.transformer import BoundTransformer
+from telecine.guidance import Guidance
+from telecine.noise import Generator, second_stream
+from telecine.request import Request
+from telecine.rope import RopeTables
+from telecine.schedulers.flow_match_euler import Schedule, calculate_shift, make_schedule, pipeline_sigmas
+from telecine.shapes import LatentShape, VideoShape
+
+logger = logging.getLogger(__name__)
+
+Array = npt.NDArray[np.float32]
+Draw = Callable[[list[Generator]], Array]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Start:
+    """Where a denoising starts: (B, T, C) latents, their tokens' positions, and what is kept of them.
+
+    `draw_noise` draws the noise of a stochastic step from generators, one a video or one for all.
+    """
+
+    latents: Array
+    rope: RopeTables
+    conditioning: Conditioning
+    draw_noise: Draw
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Generation:
+    """A request as the pipelines of LTX-Video see it, all of it checked before a network is loaded."""
+
+    models: Models
+    request: Request
+    host: Host
+    video: VideoShape
+    latent: LatentShape
+    schedule: Schedule
+    guidance: Guidance
+    seeds: tuple[int, ...]
+    generators: list[Generator]
+    decoding: DecodeSettings
+
+    @classmethod
+    def prepare(
+        cls, models: Models, request: Request, *, schedule: Callable[[Request, Host, LatentShape], Schedule]
+    ) -> Generation:
+        """
+        Raises:
+            RequestError: a parameter is wrong.
+        """
+        host = Host.parse(models.host)
+        video = _video_shape(request, host)
+        latent = video.latent(host.grid)
+        planned = schedule(request, host, latent)
+        seeds = request.seeds()
+        return cls(
+            models=models,
+            request=request,
+            host=host,
+            video=video,
+            latent=latent,
+            schedule=planned,
+            guidance=request_guidance(request, planned.sigmas[:-1], host),
+            seeds=seeds,
+            generators=[Generator(seed) for seed in seeds],
+            decoding=DecodeSettings.of(request),
+        )
+
+    def given_latents(self, shape: tuple[int, ...], layout: str) -> Array:
+        """The caller's latents, which must have this shape.
+
+        Raises:
+            RequestError: another shape, or values that are not finite.
+        """
+        latents = np.ascontiguousarray(self.request.latents, dtype=np.float32)
+        if latents.shape != shape:
+            raise RequestError(
+                f"latents have shape {latents.shape}",
+                expected=f"{shape}: {layout}",
+                fix="Pass what output_type='latent' returns, or fit height, width and num_frames to them.",
+            )
+        if not np.isfinite(latents).all():
+            raise RequestError("latents hold NaN or infinity", expected="finite numbers", fix="Look at what made them.")
+        return latents
+
+    def embed_prompts(self, stage: Stage) -> tuple[Array, Array]:
+        """(passes * B, L, D) embeddings and (passes * B, L) mask of the prompts."""
+        with stage("text"):
+            return prompt_embeddings(self.models, self.request, self.host, self.guidance)
+
+    def denoise(self, start: Start, prompts: tuple[Array, Array], *, stage: Stage, callback: Callback | None) -> Array:
+        """(B, T, C) latents of the clip.
+
+        Raises:
+            Cancelled: the callback stopped the run.
+        """
+        with stage("denoise"):
+            streams = [second_stream(seed) for seed in self.seeds]
+            with BoundTransformer(
+                self.models.session("transformer"),
+                self.host,
+                *prompts,
+                start.rope,
+                start.latents.shape,
+                self.guidance.passes,
+                start.conditioning.timestep_tokens,
+            ) as network:
+                return denoise(
+                    network,
+                    start.latents,
+                    config=self.host.scheduler,
+                    schedule=self.schedule,
+                    guidance=self.guidance,
+                    conditioning=start.conditioning,
+                    draw_noise=(lambda: start.draw_noise(streams)) if self.host.scheduler.stochastic_sampling else None,
+                    callback=callback,
+                )
+
+    def decode(self, latents: Array, stage: Stage) -> Output:
+        """(B, C, F, H, W) latents → (B, num_frames, height, width, 3) frames."""
+        with stage("decode"):
+            frames = decode(self.models, self.host, latents, self.decoding, self.generators, self.request.output_type)
+        return Output(frames=frames, seeds=self.seeds)
+
+
+def shifted_schedule(request: Request, host: Host, latent: LatentShape) -> Schedule:
+    """The schedule of `LTXPipeline` and `LTXImageToVideoPipeline`.
+
+    Given timesteps replace its sigmas (diffusers passes both, and fails there).
+    """
+    mu = calculate_shift(latent.tokens, host.scheduler)
+    if request.timesteps is not None:
+        return make_schedule(host.scheduler, timesteps=request.timesteps, mu=mu)
+    return make_schedule(host.scheduler, sigmas=pipeline_sigmas(request.num_inference_steps), mu=mu)
+
+
+def _video_shape(request: Request, host: Host) -> VideoShape:
+    shape = VideoShape.from_request(
+        num_frames=request.num_frames, height=request.height, width=request.width, grid=host.grid
+    )
+    if shape.num_frames != request.num_frames:
+        logger.warning(
+            "num_frames %d is not %d*k+1: making %d frames", request.num_frames, host.grid.temporal, shape.num_frames
+        )
+    return shape
