@@ -1,6 +1,6 @@
 """The whole path, timed by stage: checkpoint → bundle → verified → `out/demo.mp4`. `make demo` runs this.
 
-Without a model it makes a tiny one with random weights: the pictures are abstract, the path is the real one.
+Without a model it takes the demo model of this repository, which knows coloured shapes that move.
 """
 
 from __future__ import annotations
@@ -12,33 +12,31 @@ import sys
 import time
 from pathlib import Path
 
+from demo_model.settings import CHECKPOINT, FILE_FRAME_RATE, SETTINGS, options
+
 ROOT = Path(__file__).parents[1]
 TELECINE = str(Path(sys.executable).with_name("telecine"))
-TINY_SETTINGS = (
-    "--width", "192", "--height", "128", "--num-frames", "25", "--num-inference-steps", "8",
-    "--decode-timestep", "0.05", "--decode-noise-scale", "0.025", "--seed", "0",
-)  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="", help="diffusers folder or hub id; none makes a tiny one")
+    parser.add_argument("--model", default="", help="diffusers folder or hub id; none takes the demo model")
     parser.add_argument("--prompt", required=True)
     parser.add_argument("generate", nargs="*", help="more options of telecine generate")
     arguments = parser.parse_args()
 
-    name = re.sub(r"[^\w.-]+", "-", arguments.model).strip("-") or "tiny"
+    name = re.sub(r"[^\w.-]+", "-", arguments.model).strip("-") or "demo"
     bundle, clip = ROOT / "bundles" / name, ROOT / "out" / "demo.mp4"
-    source = arguments.model or str(ROOT / "bundles" / "tiny-source")
-    settings = ["--preset", "recommended"] if arguments.model else [*TINY_SETTINGS]
+    source = arguments.model or str(CHECKPOINT)
+    recommended = ["--preset", "recommended"]
+    shapes = ["--seed", "0", "--file-frame-rate", str(FILE_FRAME_RATE), *options(SETTINGS)]
+    settings = recommended if arguments.model else shapes
 
     stages: dict[str, list[str]] = {}
-    if not arguments.model:
-        stages["checkpoint"] = [sys.executable, str(ROOT / "scripts" / "make_tiny_checkpoint.py"), source]
-    if arguments.model and bundle.exists():
+    if bundle.exists():
         print(f"using {bundle.relative_to(ROOT)}; remove it to export again", file=sys.stderr)
     else:
-        stages["export"] = [TELECINE, "export", source, str(bundle), "--overwrite"]
+        stages["export"] = [TELECINE, "export", source, str(bundle)]
     stages["verify"] = [TELECINE, "verify", str(bundle), source]
     stages["generate"] = [
         TELECINE, "generate", str(bundle), "--prompt", arguments.prompt, "-o", str(clip),

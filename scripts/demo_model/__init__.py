@@ -1,0 +1,1 @@
+"""The demo model: what it is trained on, how, and how it is scored."""
