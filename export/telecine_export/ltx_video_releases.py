@@ -162,7 +162,7 @@ def recognise(component: str, checkpoint: Checkpoint, *, also: Sequence[Config] 
         )
     view = Renamed(checkpoint, names)
     closest: list[str] | None = None
-    for config in (*also, *kind.known()):
+    for config in _distinct([*also, *kind.known()]):
         with torch.device("meta"):
             wanted = {name: tuple(tensor.shape) for name, tensor in kind.build(config).state_dict().items()}
         wanted.pop("encoder.embed_tokens.weight", None)  # T5's `shared.weight` again
@@ -178,6 +178,10 @@ def recognise(component: str, checkpoint: Checkpoint, *, also: Sequence[Config] 
         expected="one of LTX-Video 0.9.0 to 0.9.8, or of the base source's shape",
         fix="Pass a folder in diffusers' layout, whose config.json tells the shape; or download the file again.",
     )
+
+
+def _distinct(configs: list[Config]) -> list[Config]:
+    return [config for index, config in enumerate(configs) if config not in configs[:index]]
 
 
 def release_of(transformer: Config, vae: Config, origin: Path) -> Release:

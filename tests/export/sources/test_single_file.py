@@ -97,6 +97,8 @@ def test_a_first_vae_reads_as_diffusers_from_single_file_reads(
     )
     vae.save_pretrained(tmp_path / "base" / "vae")
     shutil.copy(tiny_source / "model_index.json", tmp_path / "base")
+    for name in ("transformer", "text_encoder"):
+        shutil.copytree(tiny_source / name, tmp_path / "base" / name)
     file = written({f"vae.{layouts.vae(name, '0.9.0')}": values for name, values in vae.state_dict().items()})
     theirs = AutoencoderKLLTXVideo.from_single_file(
         str(file), config=str(tmp_path / "base"), subfolder="vae"
