@@ -92,6 +92,8 @@ RELEASES: tuple[Release, ...] = (
         name="0.9.7", transformer=TRANSFORMER_13B, vae=VAE_095, scheduler=STATIC, pipeline_class="LTXConditionPipeline"
     ),
 )  # fmt: skip
+# What the transformer shares with another part, by the names in either configuration, and diffusers' default.
+WIDTHS = (("vae", "latent_channels", "in_channels", 128), ("text_encoder", "d_model", "caption_channels", 4096))
 TEXT_ENCODERS: tuple[Config, ...] = (T5_XXL,)
 
 
@@ -160,7 +162,7 @@ def recognise(component: str, checkpoint: Checkpoint, *, also: Sequence[Config] 
         )
     view = Renamed(checkpoint, names)
     closest: list[str] | None = None
-    for config in (*also, *kind.known()):
+    for config in _distinct([*also, *kind.known()]):
         with torch.device("meta"):
             wanted = {name: tuple(tensor.shape) for name, tensor in kind.build(config).state_dict().items()}
         wanted.pop("encoder.embed_tokens.weight", None)  # T5's `shared.weight` again
@@ -178,6 +180,10 @@ def recognise(component: str, checkpoint: Checkpoint, *, also: Sequence[Config] 
     )
 
 
+def _distinct(configs: list[Config]) -> list[Config]:
+    return [config for index, config in enumerate(configs) if config not in configs[:index]]
+
+
 def release_of(transformer: Config, vae: Config, origin: Path) -> Release:
     """
     Raises:
@@ -191,6 +197,22 @@ def release_of(transformer: Config, vae: Config, origin: Path) -> Release:
         expected=f"both of one of {', '.join(release.name for release in RELEASES)}",
         fix="Pass a folder in diffusers' layout and the file's parts as --transformer and --vae.",
     )
+
+
+def check_widths(configs: Mapping[str, Config], origins: Mapping[str, Path]) -> None:
+    """Refuse parts of different models: each would export, and together they would make noise.
+
+    Raises:
+        SourceError: the transformer's latents are not the VAE's, or its text is not the text encoder's.
+    """
+    for part, key, theirs, default in WIDTHS:
+        got, width = configs["transformer"].get(theirs, default), configs[part].get(key, default)
+        if got != width:
+            raise SourceError(
+                f"{origins['transformer']} has {theirs} {got} and {origins[part]} has {key} {width}",
+                expected="a transformer, a VAE and a text encoder of one model",
+                fix="Check what is passed as --transformer, --vae and --text-encoder.",
+            )
 
 
 def _misfits(wanted: Mapping[str, tuple[int, ...]], checkpoint: Checkpoint) -> list[str]:

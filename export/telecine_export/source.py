@@ -16,8 +16,9 @@ from telecine_export.checkpoints.safetensors_files import weight_files
 from telecine_export.components import CONFIG_FILE, SCHEDULER_FILE, Component, FileComponent, FolderComponent, open_file
 from telecine_export.json_files import read_json
 from telecine_export.ltx_video_names import transformer_name
-from telecine_export.ltx_video_releases import holds, recognise, release_of
+from telecine_export.ltx_video_releases import check_widths, holds, recognise, release_of
 
+NETWORKS = ("text_encoder", "transformer", "vae")
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
 
 
@@ -63,7 +64,7 @@ class Source:
         """
         lines = []
         added = ("latent_upsampler",) if "latent_upsampler" in self.components else ()
-        for name in ("text_encoder", "transformer", "vae", *added):
+        for name in (*NETWORKS, *added):
             component = self.component(name)
             with component.checkpoint() as checkpoint:
                 lines.append(f"{name}: {component.origin} ({checkpoint.formats()})")
@@ -103,6 +104,10 @@ def open_source(
             f"{text_encoder} has no tokenizer",
             expected="a folder or hub id with T5 and its tokenizer, as the single file has neither",
             fix="Pass --text-encoder a pipeline's folder, or put tokenizer.json or spiece.model into T5's folder.",
+        )
+    if overrides:
+        check_widths(
+            {name: opened.config(name) for name in NETWORKS}, {name: opened.component(name).origin for name in NETWORKS}
         )
     return opened
 

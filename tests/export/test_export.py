@@ -310,5 +310,7 @@ class TestCommandLine:
     def test_a_source_that_is_not_there(self, tmp_path: Path) -> None:
         result = CliRunner().invoke(main, ["export", str(tmp_path / "none"), str(tmp_path / "bundle")])
         assert result.exit_code == 1
-        assert "does not exist; expected a folder in diffusers' layout or a hub id" in result.stderr
+        assert (
+            "does not exist; expected a folder in diffusers' layout, a .safetensors file or a hub id" in result.stderr
+        )
         assert leftovers(tmp_path) == []

@@ -7,12 +7,16 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import onnx_ir as ir
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from telecine_export import ltx_video_releases
+from telecine.manifest import Manifest
+from telecine_export import export, ltx_video_releases
+from telecine_export.graphs import GraphSpec
 from telecine_export.ltx_video_releases import STATIC, Release
 
 Tensors = dict[str, torch.Tensor]
@@ -118,3 +122,23 @@ def written(tmp_path: Path) -> Callable[[Tensors], Path]:
         return tmp_path / name
 
     return write
+
+
+@pytest.fixture
+def weight_hashes() -> Callable[[Manifest], dict[str, str]]:
+    return lambda manifest: {name: component.weights.sha256 for name, component in manifest.components.items()}
+
+
+@pytest.fixture
+def traced_before(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exports take the graphs of a bundle of the same shapes, without their weights: tracing is not what is tested."""
+
+    def traced(spec: GraphSpec, **options: Any) -> ir.Model:
+        model = ir.load(tiny_bundle / spec.component / f"{spec.role}.onnx")
+        for value in model.graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                value.shape, value.dtype = ir.Shape(value.const_value.shape), value.const_value.dtype
+                value.const_value = None
+        return model
+
+    monkeypatch.setattr(export, "trace", traced)

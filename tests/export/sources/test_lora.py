@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import save_file
 
+from telecine.cli import main
 from telecine.errors import SourceError
 from telecine_export.checkpoints.lora import Lora
 from telecine_export.source import Source, open_source, parse_lora
@@ -204,6 +206,12 @@ class TestRefused:
     def test_no_file(self, tiny_source: Path) -> None:
         with pytest.raises(SourceError, match="nowhere.safetensors does not exist; expected a LoRA file"):
             open_source(str(tiny_source), loras=["nowhere.safetensors=0.5"])
+
+    def test_on_the_command_line(self, tiny_source: Path, tmp_path: Path) -> None:
+        arguments = ["export", str(tiny_source), str(tmp_path / "bundle"), "--lora", "nowhere.safetensors"]
+        done = CliRunner().invoke(main, arguments)
+        assert (done.exit_code, (tmp_path / "bundle").exists()) == (1, False)
+        assert "nowhere.safetensors does not exist; expected a LoRA file" in done.stderr
 
     @pytest.mark.parametrize("scale", ["inf", "nan", "-inf", "1e9"])
     def test_scales(self, scale: str, written: Write) -> None:
