@@ -18,14 +18,20 @@ logger = logging.getLogger(__name__)
 Array = npt.NDArray[np.float32]
 
 
-def prompt_embeddings(models: Models, request: Request, host: Host, guidance: Guidance) -> tuple[Array, Array]:
-    """(passes * B, L, D) embeddings and (passes * B, L) mask, negative before positive."""
+def prompt_embeddings(
+    models: Models, request: Request, host: Host, guidance: Guidance, attend_pads: bool = True
+) -> tuple[Array, Array]:
+    """(passes * B, L, D) embeddings and (passes * B, L) mask, negative before positive.
+
+    diffusers' `LTXPipeline` and `LTXImageToVideoPipeline` let T5 attend to pads; `LTXConditionPipeline` masks them.
+    """
     sides = ("prompt",) if guidance.passes == 1 else ("negative_prompt", "prompt")
     given = {side: request.embeds(side, host.text_channels) for side in sides}
     length = given["prompt"][0].shape[1] if given["prompt"] else request.max_sequence_length
     # All is tokenized before the text encoder, gigabytes of it, is loaded for any.
     tokens = {side: _tokenize(models, _prompts(request, side), length) for side in sides if given[side] is None}
-    parts = [given[side] or _encode(models, tokens[side]) for side in sides]
+    encode = _encode if attend_pads else _encode_unpadded
+    parts = [given[side] or encode(models, tokens[side]) for side in sides]
     # Each prompt's videos stand together (diffusers tiles its masks in another order than its embeddings).
     repeated = [[np.repeat(array, request.num_videos_per_prompt, axis=0) for array in part] for part in parts]
     return np.concatenate([part[0] for part in repeated]), np.concatenate([part[1] for part in repeated])
@@ -48,3 +54,19 @@ def _encode(models: Models, tokens: TokenizedText) -> tuple[Array, Array]:
     """(B, L, D) embeddings and (B, L) mask of B prompts; pads are embedded too, as diffusers does."""
     embeds = models.session("text_encoder").run({"input_ids": tokens.input_ids})["prompt_embeds"]
     return embeds, tokens.attention_mask.astype(np.float32)
+
+
+def _encode_unpadded(models: Models, tokens: TokenizedText) -> tuple[Array, Array]:
+    """(B, L, D) embeddings and (B, L) mask of B prompts, of which T5 sees no pad.
+
+    T5 knows distances only, so masking the pads is encoding each prompt at its own length. Rows of pads are zeros:
+    the transformer's mask hides them.
+    """
+    session = models.session("text_encoder")
+    mask = tokens.attention_mask.astype(np.float32)
+    prompts = [
+        session.run({"input_ids": np.ascontiguousarray(ids[np.newaxis, : int(used)])})["prompt_embeds"]
+        for ids, used in zip(tokens.input_ids, mask.sum(axis=1), strict=True)
+    ]
+    length = mask.shape[1]
+    return np.concatenate([np.pad(each, [(0, 0), (0, length - each.shape[1]), (0, 0)]) for each in prompts]), mask
