@@ -123,19 +123,25 @@ def temporal_bundle(
     )
 
 
+def edit_bundle(bundle: Path, copy: Path, *, host: dict[str, Any] | None = None, **fields: Any) -> Path:
+    """`copy` of a bundle: the same files under a manifest with other values."""
+    shutil.copytree(bundle, copy)
+    manifest = Bundle.open(bundle).manifest
+    changed = dataclasses.replace(manifest, host=manifest.host | (host or {}), **fields)
+    (copy / FILE_NAME).write_text(changed.dump())
+    return copy
+
+
 @pytest.fixture
 def edited_bundle(tmp_path: Path) -> Callable[..., Path]:
-    """`edited_bundle(bundle, host={...}, presets={...})`: the same files under a manifest with other values."""
+    """`edited_bundle(bundle, host={...}, presets={...})`: a copy whose manifest has other values."""
+    return lambda bundle, **changes: edit_bundle(bundle, tmp_path / "edited", **changes)
 
-    def edit(bundle: Path, *, host: dict[str, Any] | None = None, **fields: Any) -> Path:
-        copy = tmp_path / "edited"
-        shutil.copytree(bundle, copy)
-        manifest = Bundle.open(bundle).manifest
-        changed = dataclasses.replace(manifest, host=manifest.host | (host or {}), **fields)
-        (copy / FILE_NAME).write_text(changed.dump())
-        return copy
 
-    return edit
+@pytest.fixture(scope="module")
+def kept_edited_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`edited_bundle` for all tests of a module."""
+    return lambda bundle, **changes: edit_bundle(bundle, tmp_path_factory.mktemp("bundles") / "edited", **changes)
 
 
 def _export(source: Path, destination: Path) -> None:

@@ -14,7 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, LTXPipeline
+from diffusers import (
+    FlowMatchEulerDiscreteScheduler,
+    LTXConditionPipeline,
+    LTXImageToVideoPipeline,
+    LTXPipeline,
+)
+from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXVideoCondition
+from PIL import Image
 
 import telecine
 
@@ -91,9 +98,7 @@ class Pair:
     def run_theirs(self, *, seed: int | list[int] = 0, output_type: str = "np", **request: Any) -> np.ndarray:
         seeds = seed if isinstance(seed, list) else [seed]
         generators = [torch.Generator("cpu").manual_seed(each) for each in seeds]
-        arguments = {
-            name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value for name, value in request.items()
-        }
+        arguments = {name: _as_theirs(name, value) for name, value in request.items()}
         output = self.theirs(
             **arguments,
             generator=generators if isinstance(seed, list) else generators[0],
@@ -102,6 +107,22 @@ class Pair:
         if output_type == "uint8":
             return np.stack([np.stack([np.asarray(frame) for frame in video]) for video in output])
         return output.numpy() if output_type == "latent" else output
+
+
+def _as_theirs(name: str, value: Any) -> Any:
+    """An argument of telecine's as diffusers takes it: PIL images for arrays of bytes, tensors for other arrays."""
+    if name == "conditions":
+        return [_condition(each) for each in value]
+    if name == "image":
+        return [Image.fromarray(each) for each in value] if isinstance(value, list) else Image.fromarray(value)
+    return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+
+
+def _condition(condition: telecine.Condition) -> LTXVideoCondition:
+    where = {"frame_index": condition.frame_index, "strength": condition.strength}
+    if condition.image is not None:
+        return LTXVideoCondition(image=Image.fromarray(condition.image), **where)
+    return LTXVideoCondition(video=[Image.fromarray(frame) for frame in condition.video], **where)
 
 
 def _reference(source: Path) -> Any:
@@ -131,6 +152,42 @@ def plain_pair(plain_source: Path, plain_bundle: Path) -> Iterator[Pair]:
     """Other weights, and a decoder that takes no timestep."""
     with telecine.load(plain_bundle) as ours:
         yield Pair(ours, _reference(plain_source))
+
+
+@pytest.fixture(scope="module")
+def pairs_of(kept_edited_bundle: Callable[..., Path]) -> Iterator[Callable[..., Pair]]:
+    """`pairs_of(LTXConditionPipeline, source, bundle, shift=2.0)`: one checkpoint under another pipeline class."""
+    opened: list[telecine.Pipeline] = []
+
+    def make(kind: Any, source: Path, bundle: Path, **scheduler: Any) -> Pair:
+        components = _reference(source).components
+        config = dict(components["scheduler"].config) | scheduler
+        theirs = kind(**components | {"scheduler": FlowMatchEulerDiscreteScheduler.from_config(config)})
+        theirs.set_progress_bar_config(disable=True)
+        copy = kept_edited_bundle(bundle, pipeline=kind.__name__)
+        manifest_scheduler = telecine.Bundle.open(copy).manifest.host["scheduler"] | scheduler
+        copy = kept_edited_bundle(copy, host={"scheduler": manifest_scheduler})
+        opened.append(telecine.load(copy))
+        return Pair(opened[-1], theirs)
+
+    yield make
+    for pipeline in opened:
+        pipeline.close()
+
+
+@pytest.fixture(scope="module")
+def image_pair(pairs_of: Callable[..., Pair], tiny_source: Path, tiny_bundle: Path) -> Pair:
+    """The tiny checkpoint as LTXImageToVideoPipeline."""
+    return pairs_of(LTXImageToVideoPipeline, tiny_source, tiny_bundle)
+
+
+@pytest.fixture(scope="module")
+def condition_pair(pairs_of: Callable[..., Pair], tiny_source: Path, tiny_bundle: Path) -> Pair:
+    """The tiny checkpoint as LTXConditionPipeline, which needs a scheduler that does not shift by the tokens."""
+    return pairs_of(LTXConditionPipeline, tiny_source, tiny_bundle, **STATIC)
+
+
+STATIC = {"use_dynamic_shifting": False, "shift_terminal": None}
 
 
 @pytest.fixture

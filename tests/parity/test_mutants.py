@@ -67,8 +67,8 @@ def patch_draws(patch: Patch, wrong: Callable[..., np.ndarray]) -> None:
 def _(patch: Patch) -> None:
     right = generation.prompt_embeddings
 
-    def wrong(*arguments: Any) -> Any:
-        embeds, mask = right(*arguments)
+    def wrong(*arguments: Any, **named: Any) -> Any:
+        embeds, mask = right(*arguments, **named)
         return embeds, np.ones_like(mask)
 
     patch(generation, "prompt_embeddings", wrong)
@@ -78,8 +78,8 @@ def _(patch: Patch) -> None:
 def _(patch: Patch) -> None:
     right = generation.prompt_embeddings
 
-    def wrong(*arguments: Any) -> Any:
-        embeds, mask = right(*arguments)
+    def wrong(*arguments: Any, **named: Any) -> Any:
+        embeds, mask = right(*arguments, **named)
         return embeds, np.concatenate(np.split(mask, 2)[::-1])
 
     patch(generation, "prompt_embeddings", wrong)
@@ -89,8 +89,8 @@ def _(patch: Patch) -> None:
 def _(patch: Patch) -> None:
     right = generation.prompt_embeddings
 
-    def wrong(models: Any, request: Any, *rest: Any) -> Any:
-        return right(models, dataclasses.replace(request, negative_prompt=None), *rest)
+    def wrong(models: Any, request: Any, *rest: Any, **named: Any) -> Any:
+        return right(models, dataclasses.replace(request, negative_prompt=None), *rest, **named)
 
     patch(generation, "prompt_embeddings", wrong)
 

@@ -60,7 +60,7 @@ def run(models: Models, request: Request, *, stage: Stage, callback: Callback | 
     generation = Generation.prepare(models, request, schedule=_schedule)
     given = _given_latents(generation)
     items = _items(generation)
-    prompts = generation.embed_prompts(stage)
+    prompts = generation.embed_prompts(stage, attend_pads=False)
     with stage("encode"):
         canvas = _canvas(generation, items, given)
     latents = pack(canvas.latents)

@@ -102,10 +102,10 @@ class Generation:
             raise RequestError("latents hold NaN or infinity", expected="finite numbers", fix="Look at what made them.")
         return latents
 
-    def embed_prompts(self, stage: Stage) -> tuple[Array, Array]:
+    def embed_prompts(self, stage: Stage, *, attend_pads: bool = True) -> tuple[Array, Array]:
         """(passes * B, L, D) embeddings and (passes * B, L) mask of the prompts."""
         with stage("text"):
-            return prompt_embeddings(self.models, self.request, self.host, self.guidance)
+            return prompt_embeddings(self.models, self.request, self.host, self.guidance, attend_pads=attend_pads)
 
     def denoise(self, start: Start, prompts: tuple[Array, Array], *, stage: Stage, callback: Callback | None) -> Array:
         """(B, T, C) latents of the clip.

@@ -22,9 +22,15 @@ Array = npt.NDArray[np.float32]
 SIDES: Mapping[Pass, str] = {"negative": "negative_prompt", "positive": "prompt", "perturbed": "prompt"}
 
 
-def prompt_embeddings(models: Models, request: Request, host: Host, guidance: Guidance) -> tuple[Array, Array]:
-    """(passes * B, L, D) embeddings and (passes * B, L) mask of the passes that the run needs, in their order."""
-    parts = _embedded(models, request, host, tuple(dict.fromkeys(SIDES[each] for each in guidance.passes)))
+def prompt_embeddings(
+    models: Models, request: Request, host: Host, guidance: Guidance, *, attend_pads: bool
+) -> tuple[Array, Array]:
+    """(passes * B, L, D) embeddings and (passes * B, L) mask of the passes that the run needs, in their order.
+
+    diffusers' `LTXPipeline` and `LTXImageToVideoPipeline` let T5 attend to pads; `LTXConditionPipeline` masks them.
+    """
+    sides = tuple(dict.fromkeys(SIDES[each] for each in guidance.passes))
+    parts = _embedded(models, request, host, sides, attend_pads=attend_pads)
     # Each prompt's videos stand together (diffusers tiles its masks in another order than its embeddings).
     embeds, mask = (
         np.concatenate([np.repeat(array, request.num_videos_per_prompt, axis=0) for array in arrays])
@@ -33,22 +39,25 @@ def prompt_embeddings(models: Models, request: Request, host: Host, guidance: Gu
     return embeds, mask
 
 
-def with_embeddings(models: Models, request: Request, host: Host, *, negative: bool) -> Request:
+def with_embeddings(models: Models, request: Request, host: Host, *, negative: bool, attend_pads: bool) -> Request:
     """The request with embeddings in place of its texts: several runs of it then need no text encoder."""
     sides = ("negative_prompt", "prompt") if negative else ("prompt",)
     changes: dict[str, Any] = {"prompt": None, "negative_prompt": None}
-    for side, (embeds, mask) in _embedded(models, request, host, sides).items():
+    for side, (embeds, mask) in _embedded(models, request, host, sides, attend_pads=attend_pads).items():
         changes |= {f"{side}_embeds": embeds, f"{side}_attention_mask": mask}
     return dataclasses.replace(request, **changes)
 
 
-def _embedded(models: Models, request: Request, host: Host, sides: Sequence[str]) -> dict[str, tuple[Array, Array]]:
+def _embedded(
+    models: Models, request: Request, host: Host, sides: Sequence[str], *, attend_pads: bool
+) -> dict[str, tuple[Array, Array]]:
     """(prompts, L, D) embeddings and (prompts, L) mask of each side: what the caller gave, or the encoded text."""
     given = {side: request.embeds(side, host.text_channels) for side in sides}
     length = given["prompt"][0].shape[1] if given["prompt"] else request.max_sequence_length
     # All is tokenized before the text encoder, gigabytes of it, is loaded for any.
     tokens = {side: _tokenize(models, _prompts(request, side), length) for side in sides if given[side] is None}
-    return {side: given[side] or _encode(models, tokens[side]) for side in sides}
+    encode = _encode if attend_pads else _encode_unpadded
+    return {side: given[side] or encode(models, tokens[side]) for side in sides}
 
 
 def _prompts(request: Request, side: str) -> list[str]:
@@ -68,3 +77,19 @@ def _encode(models: Models, tokens: TokenizedText) -> tuple[Array, Array]:
     """(B, L, D) embeddings and (B, L) mask of B prompts; pads are embedded too, as diffusers does."""
     embeds = models.session("text_encoder").run({"input_ids": tokens.input_ids})["prompt_embeds"]
     return embeds, tokens.attention_mask.astype(np.float32)
+
+
+def _encode_unpadded(models: Models, tokens: TokenizedText) -> tuple[Array, Array]:
+    """(B, L, D) embeddings and (B, L) mask of B prompts, of which T5 sees no pad.
+
+    T5 knows distances only, so masking the pads is encoding each prompt at its own length. Rows of pads are zeros:
+    the transformer's mask hides them.
+    """
+    session = models.session("text_encoder")
+    mask = tokens.attention_mask.astype(np.float32)
+    prompts = [
+        session.run({"input_ids": np.ascontiguousarray(ids[np.newaxis, : int(used)])})["prompt_embeds"]
+        for ids, used in zip(tokens.input_ids, mask.sum(axis=1), strict=True)
+    ]
+    length = mask.shape[1]
+    return np.concatenate([np.pad(each, [(0, 0), (0, length - each.shape[1]), (0, 0)]) for each in prompts]), mask

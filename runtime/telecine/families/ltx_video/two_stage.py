@@ -87,7 +87,9 @@ def run(
     scales = [*(listed(request.guidance_scale) or [request.guidance_scale]), second.guidance_scale or 0]
     guided = max(scales) > 1
     with stage("text"):
-        request = dataclasses.replace(with_embeddings(models, request, host, negative=guided), seed=seeds)
+        request = dataclasses.replace(
+            with_embeddings(models, request, host, negative=guided, attend_pads=False), seed=seeds
+        )
 
     coarse = spec.run(
         models, _sized(request, sizes.first, output_type="latent"), stage=_named("first", stage), callback=callback
