@@ -42,7 +42,7 @@ class Request:
     num_videos_per_prompt: int
     seed: int | Sequence[int] | None = None
     latents: Array | None = None
-    denoise_strength: float | None = None
+    denoise_strength: float = 1.0
     prompt_embeds: Array | None = None
     prompt_attention_mask: Array | None = None
     negative_prompt_embeds: Array | None = None
@@ -74,6 +74,14 @@ class Request:
         request._check_arrays()
         request._check_size()
         return request
+
+    def changed(self, **changes: Any) -> Request:
+        """The same request but for these, checked as a whole again; None keeps what there is.
+
+        Raises:
+            RequestError: as `resolve`.
+        """
+        return Request.resolve(changes, {field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
 
     def _check_numbers(self) -> None:
         finite = {"frame_rate": self.frame_rate, "guidance_scale": self.guidance_scale}
