@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import telecine
@@ -90,6 +90,7 @@ class TestSizes:
         sizes = Sizes.plan(asked(*size), factor, GRID)
         assert (sizes.first.height, sizes.first.width) == first
 
+    @settings(deadline=None)
     @given(st.integers(1, 4000), st.integers(1, 4000), st.floats(0.1, 1), st.integers(1, 300))
     def test_both_are_legal_and_the_second_is_twice_the_first(
         self, height: int, width: int, factor: float, num_frames: int
