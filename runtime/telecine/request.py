@@ -89,6 +89,14 @@ class Request:
         request._check_size()
         return request
 
+    def changed(self, **changes: Any) -> Request:
+        """The same request but for these, checked as a whole again; None keeps what there is.
+
+        Raises:
+            RequestError: as `resolve`.
+        """
+        return Request.resolve(changes, {field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
+
     def _check_numbers(self) -> None:
         rate = self.frame_rate
         _check(_is_number(rate), f"frame_rate is {rate!r}", "a finite number", "Give a number such as 24.0.")

@@ -2,88 +2,76 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from telecine.checks import MAX_FLOAT, check, check_range, first_given, floats, is_number, is_whole
+from telecine.checks import check, check_range, first_given, is_number
 from telecine.errors import RequestError
 from telecine.upscale_request import check_adain_and_tone_map
+
+# Parameters of generate that the second denoising may have of its own; those that it is not given are the first's.
+REFINEMENT = (
+    "denoise_strength", "num_inference_steps", "timesteps", "guidance_scale", "guidance_rescale", "guidance_sigmas",
+    "cfg_star", "stg_scale", "stg_mode", "stg_blocks", "image_cond_noise_scale",
+)  # fmt: skip
+# LTX-Video 0.9.7 dev's.
+DEFAULTS: Mapping[str, Any] = {
+    "downscale_factor": 2 / 3,
+    "adain_factor": 0.0,
+    "tone_map_compression_ratio": 0.0,
+    "denoise_strength": 0.4,
+    "num_inference_steps": 10,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SecondStage:
-    """Settings of upsampling and second denoising; the defaults are those of LTX-Video 0.9.7 dev.
+    """Settings of the upsampling, and of the denoising after it.
 
-    `downscale_factor`: the first stage's sides, of those asked for. `num_inference_steps` or `timesteps`, of which the
-    last `denoise_strength` is run. Guidance that is None is the first stage's.
+    `downscale_factor`: the first stage's sides, of those asked for. `refinement`: parameters of generate (some of
+    `REFINEMENT`), of which `denoise_strength` says how much of the steps is run, the last ones.
 
     Source: diffusers' documentation of LTX-Video 0.9.7; Lightricks' `LTXMultiScalePipeline`.
     """
 
-    downscale_factor: float = 2 / 3
-    adain_factor: float = 0.0
-    tone_map_compression_ratio: float = 0.0
-    denoise_strength: float = 0.4
-    num_inference_steps: int = 10
-    timesteps: Sequence[float] | None = None
-    guidance_scale: float | None = None
-    guidance_rescale: float | None = None
-    stg_scale: float | None = None
+    downscale_factor: float
+    adain_factor: float
+    tone_map_compression_ratio: float
+    refinement: Mapping[str, Any]
 
     @classmethod
     def resolve(cls, *layers: object) -> SecondStage | None:
-        """None where no layer is given; else the first layer that gives a setting wins.
+        """None where no layer is given; else the first layer that gives a setting wins, then `DEFAULTS`.
 
         Raises:
-            RequestError: a layer is no mapping, or a setting is unknown, of the wrong kind or out of range.
+            RequestError: a layer is no mapping, or a setting is unknown or out of range. (The rest of `refinement` is
+                checked with the request.)
         """
-        given = [layer for layer in layers if layer is not None]
+        given = [_checked(layer) for layer in layers if layer is not None]
         if not given:
             return None
-        names = [field.name for field in dataclasses.fields(cls)]
-        mappings: list[Mapping[str, Any]] = []
-        for layer in given:
-            if not isinstance(layer, Mapping) or not set(layer) <= set(names):
-                got = ", ".join(map(str, layer)) if isinstance(layer, Mapping) else repr(layer)
-                raise RequestError(
-                    f"second_stage has {got}",
-                    expected=f"a dict with some of {', '.join(names)}",
-                    fix="Use {} for the defaults.",
-                )
-            mappings.append(layer)
-        stage = cls(**first_given(*mappings))
-        stage._check()
-        return stage
-
-    def _check(self) -> None:
-        check_range("downscale_factor", self.downscale_factor, 0.1, 1, "Use 2/3, or 1/2 for no final resize.")
-        check_adain_and_tone_map(self.adain_factor, self.tone_map_compression_ratio)
-        strength = self.denoise_strength
+        settings = first_given(*given, DEFAULTS)
+        refinement = {name: settings.pop(name) for name in REFINEMENT if name in settings}
+        stage = cls(**settings, refinement=refinement)
+        check_range("downscale_factor", stage.downscale_factor, 0.1, 1, "Use 2/3, or 1/2 for no final resize.")
+        check_adain_and_tone_map(stage.adain_factor, stage.tone_map_compression_ratio)
+        strength = refinement["denoise_strength"]
         check(
             is_number(strength) and 0 < strength < 1,
             f"denoise_strength of the second stage is {strength!r}",
             "above 0 and below 1, where the first stage's video would be lost",
             "Use 0.4, or 0.999 with a distilled model.",
         )
-        check(
-            is_whole(self.num_inference_steps) and self.num_inference_steps > 0,
-            f"num_inference_steps of the second stage is {self.num_inference_steps!r}",
-            "a whole number, at least 1",
-            "Use 10.",
-        )
-        ranges = {"guidance_scale": (-MAX_FLOAT, MAX_FLOAT), "guidance_rescale": (0, 1), "stg_scale": (0, MAX_FLOAT)}
-        for name, (low, high) in ranges.items():
-            if getattr(self, name) is not None:
-                check_range(name, getattr(self, name), low, high, "Leave it out for the first stage's.")
-        if self.timesteps is not None:  # their values are the scheduler's to check
-            shape = floats("timesteps", self.timesteps).shape
-            check(len(shape) == 1 and shape[0] > 0, f"timesteps is {self.timesteps!r}", "a list", "Use 909, 725, 421.")
-        steps = self.num_inference_steps if self.timesteps is None else len(self.timesteps)
-        check(
-            int(steps * strength) >= 1,
-            f"a second stage of {strength} of {steps} steps",
-            "at least one whole step",
-            "Raise denoise_strength or the number of steps.",
-        )
+        return stage
+
+
+def _checked(layer: object) -> Mapping[str, Any]:
+    names = dict.fromkeys((*DEFAULTS, *REFINEMENT))
+    if isinstance(layer, Mapping) and set(layer) <= set(names):
+        return layer
+    raise RequestError(
+        f"second_stage has {', '.join(map(str, layer)) if isinstance(layer, Mapping) else repr(layer)}",
+        expected=f"a dict with some of {', '.join(names)}",
+        fix="Use {} for the defaults.",
+    )

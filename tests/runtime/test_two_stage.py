@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import telecine
@@ -90,6 +90,7 @@ class TestSizes:
         sizes = Sizes.plan(asked(*size), factor, GRID)
         assert (sizes.first.height, sizes.first.width) == first
 
+    @settings(deadline=None)
     @given(st.integers(1, 4000), st.integers(1, 4000), st.floats(0.1, 1), st.integers(1, 300))
     def test_both_are_legal_and_the_second_is_twice_the_first(
         self, height: int, width: int, factor: float, num_frames: int
@@ -212,6 +213,14 @@ class TestRefusals:
             ({"decode_timestep": [0.1, 0.2]}, "decode_timestep"),
             ({"timesteps": [1, 2]}, "strictly descending"),
             ({"second_stage": {"timesteps": [1000, 1001, 5]}}, "strictly descending"),
+            ({"second_stage": {"timesteps": 900}}, "timesteps"),
+            ({"second_stage": {"timesteps": []}}, "timesteps"),
+            ({"second_stage": {"num_inference_steps": 0}}, "num_inference_steps is 0"),
+            ({"second_stage": {"num_inference_steps": 2.5}}, "num_inference_steps is 2.5"),
+            ({"second_stage": {"guidance_scale": np.inf}}, "guidance_scale is inf"),
+            ({"second_stage": {"guidance_rescale": 2}}, "guidance_rescale is 2"),
+            ({"second_stage": {"denoise_strength": 0.05}}, "0.05 of 10 steps"),
+            ({"second_stage": {"denoise_strength": 0.4, "timesteps": [1000, 500]}}, "0.4 of 2 steps"),
             ({"second_stage": {"strength": 1}}, "second_stage has strength"),
             ({"pipeline": "LTXPipeline"}, "Pass pipeline='LTXConditionPipeline'"),
         ],

@@ -57,7 +57,7 @@ def run(models: Models, request: Request, *, stage: Stage, callback: Callback | 
         BackendError: Pillow or PyAV is needed and missing.
         Cancelled: the callback stopped the run.
     """
-    generation = Generation.prepare(models, request, schedule=_schedule)
+    generation = Generation.prepare(models, request, schedule=condition_schedule)
     given = _given_latents(generation)
     items = _items(generation)
     prompts = generation.embed_prompts(stage, attend_pads=False)
@@ -79,7 +79,7 @@ def run(models: Models, request: Request, *, stage: Stage, callback: Callback | 
     return generation.decode(clip, stage)
 
 
-def _schedule(request: Request, host: Host, latent: LatentShape) -> Schedule:
+def condition_schedule(request: Request, host: Host, latent: LatentShape) -> Schedule:
     """The linear-quadratic schedule, or given timesteps, of which denoise_strength leaves the last part.
 
     diffusers fails where the scheduler shifts by the number of tokens (0.9.0, 0.9.1). There the timesteps follow the

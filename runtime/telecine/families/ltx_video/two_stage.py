@@ -14,19 +14,17 @@ from telecine.checks import check, is_whole
 from telecine.denoise import Callback
 from telecine.errors import BundleError, RequestError
 from telecine.families.base import Models, Output, PipelineSpec, Stage
+from telecine.families.ltx_video.conditions import condition_schedule
 from telecine.families.ltx_video.decode import DecodeSettings
+from telecine.families.ltx_video.guidance import request_guidance
 from telecine.families.ltx_video.host import Host
 from telecine.families.ltx_video.text import with_embeddings
 from telecine.families.ltx_video.upscale import upsample
 from telecine.noise import Generator
-from telecine.per_step import listed
 from telecine.request import Request
 from telecine.resample import BICUBIC, resize
-from telecine.schedulers.flow_match_euler import calculate_shift, make_schedule
 from telecine.second_stage import SecondStage
 from telecine.shapes import Grid, VideoShape
-
-GUIDANCE = ("guidance_scale", "guidance_rescale", "stg_scale")
 
 logger = logging.getLogger(__name__)
 
@@ -82,27 +80,26 @@ def run(
     sizes = Sizes.plan(request, second.downscale_factor, host.grid)
     if sizes.first.num_frames != request.num_frames:
         logger.warning("num_frames is %d: making %d frames", request.num_frames, sizes.first.num_frames)
-    _check_stages(request, second, sizes, host)
-    seeds = request.seeds()
-    scales = [*(listed(request.guidance_scale) or [request.guidance_scale]), second.guidance_scale or 0]
-    guided = max(scales) > 1
+    first = request.changed(**dataclasses.asdict(sizes.first), output_type="latent", seed=request.seeds())
+    refinement = {**second.refinement, **dataclasses.asdict(sizes.second), "output_type": request.output_type}
+    outlook = first.changed(**refinement)  # the second stage, but for the latents that the first one makes
+    _check_stages(first, outlook, host)
     with stage("text"):
-        request = dataclasses.replace(
-            with_embeddings(models, request, host, negative=guided, attend_pads=False), seed=seeds
-        )
+        guided = any(np.max(each.guidance_scale) > 1 for each in (first, outlook))
+        first = with_embeddings(models, first, host, negative=guided, attend_pads=False)
 
-    coarse = spec.run(
-        models, _sized(request, sizes.first, output_type="latent"), stage=_named("first", stage), callback=callback
-    )
+    coarse = spec.run(models, first, stage=_named("first", stage), callback=callback)
     assert coarse.latents is not None
     with stage("upsample"):
         latents = upsample(
             models, host.denormalize(coarse.latents), second.adain_factor, second.tone_map_compression_ratio
         )
     refined = spec.run(
-        models, _refinement(request, second, sizes.second, host.normalize(latents)), stage=_named("second", stage),
+        models,
+        first.changed(**refinement, latents=host.normalize(latents)),
+        stage=_named("second", stage),
         callback=callback,
-    )  # fmt: skip
+    )
     if refined.frames is None:
         return refined
     with stage("resize"):
@@ -123,13 +120,6 @@ def _check(spec: PipelineSpec, request: Request, host: Host) -> None:
             expected="one with denoise_strength",
             fix="Pass pipeline='LTXConditionPipeline'.",
         )
-    by_step = [name for name in GUIDANCE if listed(getattr(request, name)) is not None]
-    if (by_step or listed((listed(request.stg_blocks) or [0])[0]) is not None) and not request.guidance_sigmas:
-        raise RequestError(
-            f"a list a step for {', '.join(by_step) or 'stg_blocks'} with two stages, which have other steps",
-            expected="one value, or lists for the ranges of guidance_sigmas",
-            fix="Add guidance_sigmas.",
-        )
     if request.latents is not None:
         raise RequestError(
             "latents with two stages",
@@ -138,34 +128,22 @@ def _check(spec: PipelineSpec, request: Request, host: Host) -> None:
         )
 
 
-def _check_stages(request: Request, second: SecondStage, sizes: Sizes, host: Host) -> None:
-    """Refuse what a stage would refuse now: not after the text encoder, or the first stage."""
-    for timesteps, shape in ((request.timesteps, sizes.first), (second.timesteps, sizes.second)):
-        if timesteps is not None:
-            mu = calculate_shift(shape.latent(host.grid).tokens, host.scheduler)
-            make_schedule(host.scheduler, timesteps=timesteps, mu=mu)
-    DecodeSettings.of(request)
-    for seed in request.seeds():
-        Generator(seed)
-
-
-def _sized(request: Request, shape: VideoShape, **changes: object) -> Request:
-    return dataclasses.replace(
-        request, num_frames=shape.num_frames, height=shape.height, width=shape.width, **changes  # type: ignore[arg-type]
-    )  # fmt: skip
-
-
-def _refinement(request: Request, second: SecondStage, shape: VideoShape, latents: npt.NDArray[np.float32]) -> Request:
-    guidance = {name: getattr(second, name) for name in GUIDANCE if getattr(second, name) is not None}
-    return _sized(
-        request,
-        shape,
-        latents=latents,
-        denoise_strength=second.denoise_strength,
-        num_inference_steps=second.num_inference_steps,
-        timesteps=second.timesteps,
-        **guidance,
+def _check_stages(first: Request, second: Request, host: Host) -> None:
+    """Refuse now what a stage would refuse: not after the text encoder, or after the first stage."""
+    steps = second.num_inference_steps if second.timesteps is None else len(second.timesteps)
+    check(
+        int(steps * second.denoise_strength) >= 1,
+        f"a second stage of {second.denoise_strength} of {steps} steps",
+        "at least one whole step",
+        "Raise denoise_strength or the number of steps.",
     )
+    for request in (first, second):
+        shape = VideoShape(num_frames=request.num_frames, height=request.height, width=request.width)
+        planned = condition_schedule(request, host, shape.latent(host.grid))
+        request_guidance(request, planned.sigmas[:-1], host)
+    DecodeSettings.of(first)
+    for seed in first.seeds():
+        Generator(seed)
 
 
 def _named(prefix: str, stage: Stage) -> Stage:
