@@ -170,9 +170,7 @@ def test_a_scheduler_that_shifts_by_the_tokens(
     # diffusers gives it no mu, and timesteps that do not follow the shifted sigmas: give it mu, and sigmas.
     pair = pairs_of(LTXConditionPipeline, tiny_source, tiny_bundle)
     config = pair.theirs.scheduler.config
-    mu = calculate_shift(
-        18, config.base_image_seq_len, config.max_image_seq_len, config.base_shift, config.max_shift
-    )
+    mu = calculate_shift(18, config.base_image_seq_len, config.max_image_seq_len, config.base_shift, config.max_shift)
 
     def shifted(scheduler: Any, steps: int, device: Any, timesteps: Any) -> Any:
         scheduler.set_timesteps(sigmas=np.asarray(timesteps, np.float32) / 1000, mu=mu)

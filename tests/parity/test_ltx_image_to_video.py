@@ -59,9 +59,7 @@ def test_frames(image_pair: Any, change: dict[str, Any]) -> None:
     image_pair.assert_same(**REQUEST | change)
 
 
-def test_a_decoder_without_timesteps(
-    pairs_of: Callable[..., Any], plain_source: Path, plain_bundle: Path
-) -> None:
+def test_a_decoder_without_timesteps(pairs_of: Callable[..., Any], plain_source: Path, plain_bundle: Path) -> None:
     pair = pairs_of(LTXImageToVideoPipeline, plain_source, plain_bundle)
     pair.assert_same(**REQUEST)
     # A list of seeds works in diffusers where the decoder draws no noise.

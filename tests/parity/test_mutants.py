@@ -269,9 +269,7 @@ def _(patch: Patch) -> None:
 @mutant("network told whole timesteps")
 def _(patch: Patch) -> None:
     right = generation.BoundTransformer.__call__
-    patch(
-        generation.BoundTransformer, "__call__", lambda self, latents, timestep: right(self, latents, int(timestep))
-    )
+    patch(generation.BoundTransformer, "__call__", lambda self, latents, timestep: right(self, latents, int(timestep)))
 
 
 # Noise

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from telecine.cli.conditions import conditions
 from telecine.cli.group import json_option, main, print_json
 from telecine.errors import RequestError
 
@@ -45,7 +46,15 @@ def _numbers(_: click.Context, __: click.Parameter, text: str | None) -> list[fl
 @click.option("--guidance-rescale", type=float)
 @click.option("--num-videos-per-prompt", type=int)
 @click.option("--seed", type=int, multiple=True, help="One for all videos, or one a video. Default: random.")
-@click.option("--latents", type=click.Path(path_type=Path), help="Initial packed latents: `latents` in a safetensors.")
+@click.option("--image", "images", multiple=True, help="FILE[@FRAME[:STRENGTH]]; FILE alone is the first frame.")
+@click.option("--video", "videos", multiple=True, help="FILE[@FRAME[:STRENGTH]]: a video from that frame on.")
+@click.option("--image-cond-noise-scale", type=float, help="Noise on held frames, against a frozen look.")
+@click.option("--denoise-strength", type=float, help="Below 1: change --latents, by the last part of the steps.")
+@click.option(
+    "--latents",
+    type=click.Path(path_type=Path),
+    help="Initial latents, as --output-type latent writes them: `latents` in a safetensors.",
+)
 @click.option(
     "--prompt-embeds",
     type=click.Path(path_type=Path),
@@ -68,7 +77,8 @@ def _numbers(_: click.Context, __: click.Parameter, text: str | None) -> list[fl
 @json_option
 def generate(
     bundle: Path, output: Path, providers: Sequence[str], threads: int | None, memory_arena: bool, memory_pattern: bool,
-    backend: str, device: str, file_frame_rate: float | None, quality: int | None, as_json: bool, **parameters: Any,
+    backend: str, device: str, file_frame_rate: float | None, quality: int | None, as_json: bool,
+    images: Sequence[str], videos: Sequence[str], **parameters: Any,
 ) -> None:  # fmt: skip
     """Make a video with BUNDLE."""
     import telecine
@@ -78,6 +88,7 @@ def generate(
         parameters[name] = _one_or_many(parameters[name])
     parameters |= _arrays(parameters.pop("latents"), ("latents",))
     parameters |= _arrays(parameters.pop("prompt_embeds"), EMBEDS)
+    parameters |= conditions(images, videos)
     if latent:
         _check_latents_output(output, file_frame_rate, quality)
     else:
