@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from telecine import Condition
 
 # A file's name may hold @ and : itself: only a number at the end is a frame.
 PLACE = re.compile(r"(?P<file>.+)@(?P<frame>\d+)(?::(?P<strength>\d*\.?\d+))?")
@@ -19,14 +22,16 @@ def conditions(images: Sequence[str], videos: Sequence[str]) -> dict[str, Any]:
     Raises:
         RequestError: a strength above 1.
     """
-    from telecine import Condition
-
     if images and not videos and not any(PLACE.fullmatch(image) for image in images):
         return {"image": images[0] if len(images) == 1 else list(images)}
-    made = []
-    for kind, values in (("image", images), ("video", videos)):
-        for value in values:
-            placed = PLACE.fullmatch(value)
-            where = {"frame_index": int(placed["frame"]), "strength": float(placed["strength"] or 1)} if placed else {}
-            made.append(Condition(**{kind: placed["file"] if placed else value}, **where))
+    made = [_condition("image", image) for image in images] + [_condition("video", video) for video in videos]
     return {"conditions": made} if made else {}
+
+
+def _condition(kind: str, value: str) -> Condition:
+    from telecine import Condition
+
+    fields: dict[str, Any] = {kind: value}
+    if placed := PLACE.fullmatch(value):
+        fields = {kind: placed["file"], "frame_index": int(placed["frame"]), "strength": float(placed["strength"] or 1)}
+    return Condition(**fields)
