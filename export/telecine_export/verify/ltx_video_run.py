@@ -10,8 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXVideoCondition
+from PIL import Image
 from torch import Tensor
 
+from telecine.condition import Condition
 from telecine.errors import RequestError
 from telecine.families import FAMILIES
 from telecine.request import Request
@@ -38,6 +41,10 @@ REQUEST: dict[str, Any] = {
     "max_sequence_length": 128,
     "output_type": "np",
 }
+# What the pipelines of conditioned video get besides, at the request's size: a first frame for each prompt, and frames
+# held softly. (Keyframes of two prompts fail in diffusers.)
+PIXELS = np.random.default_rng(SEED).integers(0, 256, (9, REQUEST["height"], REQUEST["width"], 3), dtype=np.uint8)
+STRENGTH = 0.6
 TRANSFORMER_INPUTS = ("hidden_states", "encoder_hidden_states", "encoder_attention_mask", "timestep")
 # In the order in which a divergence spreads.
 RUN_STAGES = ("prompt_embeds", "noise", "schedule", "rope", "latents", "decode_input", "frames")
@@ -58,7 +65,11 @@ def bundle_run(models: BundleModels, source: Source, record: Record) -> None:
             fix="Verify the components alone: name them with --stage.",
         )
     spec = pipelines[manifest.pipeline]
-    request = Request.resolve(REQUEST | {"seed": SEED}, spec.defaults)
+    inputs = {
+        "LTXImageToVideoPipeline": {"image": list(PIXELS[:2])},
+        "LTXConditionPipeline": {"conditions": [Condition(video=PIXELS, strength=STRENGTH)]},
+    }.get(manifest.pipeline, {})
+    request = Request.resolve(REQUEST | inputs | {"seed": SEED}, spec.defaults)
     sigmas: list[float] = []
     latents: list[Array] = []
 
@@ -102,7 +113,12 @@ def torch_run(source: Source, record: Record) -> None:
         return values
 
     generator = torch.Generator("cpu").manual_seed(SEED)
-    frames = pipe(**REQUEST, generator=generator, callback_on_step_end=callback).frames
+    images = [Image.fromarray(frame) for frame in PIXELS]
+    inputs: dict[str, Any] = {
+        "LTXImageToVideoPipeline": {"image": images[:2]},
+        "LTXConditionPipeline": {"conditions": [LTXVideoCondition(video=images, strength=STRENGTH)]},
+    }.get(source.pipeline_class, {})
+    frames = pipe(**REQUEST, **inputs, generator=generator, callback_on_step_end=callback).frames
     sigmas = pipe.scheduler.sigmas[: len(latents)].tolist()
     _fill(record, calls, decodes, sigmas, latents)
     cos, sin = rotations[0]

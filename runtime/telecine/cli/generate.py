@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
+from telecine.cli.conditions import conditions
 from telecine.cli.group import json_option, main
 from telecine.cli.outputs import (
     RUNTIME_PARAMETERS,
@@ -68,7 +69,15 @@ def _blocks(_: click.Context, __: click.Parameter, text: str | None) -> list[int
 @click.option("--stg-blocks", callback=_blocks, help="Blocks to perturb: 19; a list a step: 11,25;28")
 @click.option("--num-videos-per-prompt", type=int)
 @click.option("--seed", type=int, multiple=True, help="One for all videos, or one a video. Default: random.")
-@click.option("--latents", type=click.Path(path_type=Path), help="Initial packed latents: `latents` in a safetensors.")
+@click.option("--image", "images", multiple=True, help="FILE[@FRAME[:STRENGTH]]; FILE alone is the first frame.")
+@click.option("--video", "videos", multiple=True, help="FILE[@FRAME[:STRENGTH]]: a video from that frame on.")
+@click.option("--image-cond-noise-scale", type=float, help="Noise on held frames, against a frozen look.")
+@click.option("--denoise-strength", type=float, help="Below 1: change --latents, by the last part of the steps.")
+@click.option(
+    "--latents",
+    type=click.Path(path_type=Path),
+    help="Initial latents, as --output-type latent writes them: `latents` in a safetensors.",
+)
 @click.option(
     "--prompt-embeds",
     type=click.Path(path_type=Path),
@@ -92,8 +101,9 @@ def _blocks(_: click.Context, __: click.Parameter, text: str | None) -> list[int
 @runtime_options
 @json_option
 def generate(
-    bundle: Path, output: Path, file_frame_rate: float | None, quality: int | None, as_json: bool, **parameters: Any
-) -> None:
+    bundle: Path, output: Path, file_frame_rate: float | None, quality: int | None, as_json: bool,
+    images: Sequence[str], videos: Sequence[str], **parameters: Any,
+) -> None:  # fmt: skip
     """Make a video with BUNDLE."""
     runtime = {name: parameters.pop(name) for name in RUNTIME_PARAMETERS}
     latent = parameters["output_type"] == "latent"
@@ -101,6 +111,7 @@ def generate(
         parameters[name] = one_or_many(parameters[name])
     parameters |= read_arrays(parameters.pop("latents"), ("latents",))
     parameters |= read_arrays(parameters.pop("prompt_embeds"), EMBEDS)
+    parameters |= conditions(images, videos)
     if latent:
         check_latents_output(output, file_frame_rate, quality)
     else:

@@ -86,7 +86,10 @@ def test_embeddings_instead_of_text(run: Run, tmp_path: Path) -> None:
 def test_every_parameter_of_generate_has_an_option() -> None:
     parameters = set(inspect.signature(Pipeline.generate).parameters) - {"self", "callback"}
     in_the_embeds_file = {"prompt_attention_mask", "negative_prompt_embeds", "negative_prompt_attention_mask"}
-    assert parameters - in_the_embeds_file <= {option.name for option in command.params}
+    by_image_and_video = {"image", "conditions"}
+    names = {option.name for option in command.params}
+    assert parameters - in_the_embeds_file - by_image_and_video <= names
+    assert {"images", "videos"} <= names
 
 
 @pytest.mark.parametrize(
