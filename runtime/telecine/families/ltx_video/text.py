@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
-from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,28 +21,14 @@ Array = npt.NDArray[np.float32]
 def prompt_embeddings(models: Models, request: Request, host: Host, guidance: Guidance) -> tuple[Array, Array]:
     """(passes * B, L, D) embeddings and (passes * B, L) mask, negative before positive."""
     sides = ("prompt",) if guidance.passes == 1 else ("negative_prompt", "prompt")
-    parts = _embedded(models, request, host, sides)
-    # Each prompt's videos stand together (diffusers tiles its masks in another order than its embeddings).
-    repeated = [[np.repeat(array, request.num_videos_per_prompt, axis=0) for array in parts[side]] for side in sides]
-    return np.concatenate([part[0] for part in repeated]), np.concatenate([part[1] for part in repeated])
-
-
-def with_embeddings(models: Models, request: Request, host: Host, *, negative: bool) -> Request:
-    """The request with embeddings in place of its texts: several runs of it then need no text encoder."""
-    sides = ("negative_prompt", "prompt") if negative else ("prompt",)
-    changes: dict[str, Any] = {"prompt": None, "negative_prompt": None}
-    for side, (embeds, mask) in _embedded(models, request, host, sides).items():
-        changes |= {f"{side}_embeds": embeds, f"{side}_attention_mask": mask}
-    return dataclasses.replace(request, **changes)
-
-
-def _embedded(models: Models, request: Request, host: Host, sides: Sequence[str]) -> dict[str, tuple[Array, Array]]:
-    """(prompts, L, D) embeddings and (prompts, L) mask of each side: what the caller gave, or the encoded text."""
     given = {side: request.embeds(side, host.text_channels) for side in sides}
     length = given["prompt"][0].shape[1] if given["prompt"] else request.max_sequence_length
     # All is tokenized before the text encoder, gigabytes of it, is loaded for any.
     tokens = {side: _tokenize(models, _prompts(request, side), length) for side in sides if given[side] is None}
-    return {side: given[side] or _encode(models, tokens[side]) for side in sides}
+    parts = [given[side] or _encode(models, tokens[side]) for side in sides]
+    # Each prompt's videos stand together (diffusers tiles its masks in another order than its embeddings).
+    repeated = [[np.repeat(array, request.num_videos_per_prompt, axis=0) for array in part] for part in parts]
+    return np.concatenate([part[0] for part in repeated]), np.concatenate([part[1] for part in repeated])
 
 
 def _prompts(request: Request, side: str) -> list[str]:
