@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -30,34 +28,18 @@ def prompt_embeddings(
     diffusers' `LTXPipeline` and `LTXImageToVideoPipeline` let T5 attend to pads; `LTXConditionPipeline` masks them.
     """
     sides = tuple(dict.fromkeys(SIDES[each] for each in guidance.passes))
-    parts = _embedded(models, request, host, sides, attend_pads=attend_pads)
+    given = {side: request.embeds(side, host.text_channels) for side in sides}
+    length = given["prompt"][0].shape[1] if given["prompt"] else request.max_sequence_length
+    # All is tokenized before the text encoder, gigabytes of it, is loaded for any.
+    tokens = {side: _tokenize(models, _prompts(request, side), length) for side in sides if given[side] is None}
+    encode = _encode if attend_pads else _encode_unpadded
+    parts = {side: given[side] or encode(models, tokens[side]) for side in sides}
     # Each prompt's videos stand together (diffusers tiles its masks in another order than its embeddings).
     embeds, mask = (
         np.concatenate([np.repeat(array, request.num_videos_per_prompt, axis=0) for array in arrays])
         for arrays in zip(*(parts[SIDES[each]] for each in guidance.passes), strict=True)
     )
     return embeds, mask
-
-
-def with_embeddings(models: Models, request: Request, host: Host, *, negative: bool, attend_pads: bool) -> Request:
-    """The request with embeddings in place of its texts: several runs of it then need no text encoder."""
-    sides = ("negative_prompt", "prompt") if negative else ("prompt",)
-    changes: dict[str, Any] = {"prompt": None, "negative_prompt": None}
-    for side, (embeds, mask) in _embedded(models, request, host, sides, attend_pads=attend_pads).items():
-        changes |= {f"{side}_embeds": embeds, f"{side}_attention_mask": mask}
-    return dataclasses.replace(request, **changes)
-
-
-def _embedded(
-    models: Models, request: Request, host: Host, sides: Sequence[str], *, attend_pads: bool
-) -> dict[str, tuple[Array, Array]]:
-    """(prompts, L, D) embeddings and (prompts, L) mask of each side: what the caller gave, or the encoded text."""
-    given = {side: request.embeds(side, host.text_channels) for side in sides}
-    length = given["prompt"][0].shape[1] if given["prompt"] else request.max_sequence_length
-    # All is tokenized before the text encoder, gigabytes of it, is loaded for any.
-    tokens = {side: _tokenize(models, _prompts(request, side), length) for side in sides if given[side] is None}
-    encode = _encode if attend_pads else _encode_unpadded
-    return {side: given[side] or encode(models, tokens[side]) for side in sides}
 
 
 def _prompts(request: Request, side: str) -> list[str]:

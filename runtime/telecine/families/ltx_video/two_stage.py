@@ -18,7 +18,6 @@ from telecine.families.ltx_video.conditions import condition_schedule
 from telecine.families.ltx_video.decode import DecodeSettings
 from telecine.families.ltx_video.guidance import request_guidance
 from telecine.families.ltx_video.host import Host
-from telecine.families.ltx_video.text import with_embeddings
 from telecine.families.ltx_video.upscale import upsample
 from telecine.noise import Generator
 from telecine.request import Request
@@ -68,7 +67,7 @@ def run(
 ) -> Output:
     """A prompt → (B, num_frames, height, width, 3) frames, any height and width; or the second stage's latents.
 
-    Both stages are runs of `spec` with the same seeds and text; the callback sees the steps of both.
+    Both stages are whole runs of `spec` with the same seeds and texts; the callback sees the steps of both.
 
     Raises:
         RequestError: a parameter is wrong, or one that two stages cannot heed.
@@ -82,11 +81,7 @@ def run(
         logger.warning("num_frames is %d: making %d frames", request.num_frames, sizes.first.num_frames)
     first = request.changed(**dataclasses.asdict(sizes.first), output_type="latent", seed=request.seeds())
     refinement = {**second.refinement, **dataclasses.asdict(sizes.second), "output_type": request.output_type}
-    outlook = first.changed(**refinement)  # the second stage, but for the latents that the first one makes
-    _check_stages(first, outlook, host)
-    with stage("text"):
-        guided = any(np.max(each.guidance_scale) > 1 for each in (first, outlook))
-        first = with_embeddings(models, first, host, negative=guided, attend_pads=False)
+    _check_stages(first, first.changed(**refinement), host)
 
     coarse = spec.run(models, first, stage=_named("first", stage), callback=callback)
     assert coarse.latents is not None
@@ -129,7 +124,7 @@ def _check(spec: PipelineSpec, request: Request, host: Host) -> None:
 
 
 def _check_stages(first: Request, second: Request, host: Host) -> None:
-    """Refuse now what a stage would refuse: not after the text encoder, or after the first stage."""
+    """Refuse now what a stage would refuse: not after the minutes of the first."""
     steps = second.num_inference_steps if second.timesteps is None else len(second.timesteps)
     check(
         int(steps * second.denoise_strength) >= 1,
