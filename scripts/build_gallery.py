@@ -29,14 +29,14 @@ class Picture:
 
 PICTURES = (
     Picture("ball-left", "a red ball rolls to the left over a dark green floor"),
-    Picture("square-up", "a yellow square drifts upwards, against a dark blue wall"),
+    Picture("square-up", "a yellow square drifts upwards, against a dark blue wall", {"seed": 3}),
     Picture("triangle-right", "an orange triangle slides to the right over a gray background"),
-    Picture("ball-grows", "a white circle gets bigger over a background that fades from brown to black"),
+    Picture("ball-grows", "a white circle gets bigger over a background that fades from brown to black", {"seed": 1}),
     Picture("without-negative", "a ball moves to the right over a black background", {"seed": 1}),
     Picture(
-        "with-negative", "a ball moves to the right over a black background", {"seed": 1, "negative_prompt": "green"}
+        "with-negative", "a ball moves to the right over a black background", {"seed": 1, "negative_prompt": "white"}
     ),
-    Picture("wide", "a blue square moves to the right over a beige background", {"width": 128}),
+    Picture("wide", "an orange triangle moves to the right over a dark blue background", {"width": 128}),
     Picture("long", "a purple triangle moves slowly down over a light blue background", {"num_frames": 25}),
 )
 

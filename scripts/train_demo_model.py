@@ -3,7 +3,7 @@
     python scripts/train_demo_model.py --work DIR --out CHECKPOINT
 
 It goes on where a stopped run with the same `--work` ended, and writes loss curves (CSV, PNG) and sample pictures
-there. Two processes take about 80 minutes on two cores; on a GPU (`--device cuda --jobs 1`) it takes minutes.
+there. Two processes take about two hours on two cores.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from demo_model.networks import (
     save_checkpoint,
 )
 from demo_model.train_flow import transformer_training
-from demo_model.train_text import Examinee, text_encoder_training
+from demo_model.train_text import Examinee, pads_training, text_encoder_training
 from demo_model.train_upsampler import upsampler_training
 from demo_model.train_vae import OUTLINE_WEIGHT, decoder_training, encoder_training
 from demo_model.training import load_averaged
@@ -44,6 +44,7 @@ class Run:
     outlines: int = 8500
     encoder: int = 3500
     text_encoder: int = 1500
+    pads: int = 600
     transformer: int = 9000
     upsampler: int = 1500
 
@@ -74,8 +75,12 @@ def train_pictures(run: Run) -> None:
 def train_flow(run: Run) -> None:
     """The text encoder, the transformer that attends to it, and the upsampler."""
     text_encoder_training(run.examinee(), run.tokenizer(), steps=run.text_encoder, device=run.device).run(run.work)
-    examinee = run.examinee()
-    load_averaged(examinee, run.work / "text_encoder.pt")
+    examinee, teacher = run.examinee(), run.examinee()
+    for each in (examinee, teacher):
+        load_averaged(each, run.work / "text_encoder.pt")
+    pads_training(examinee.text_encoder, teacher.text_encoder, run.tokenizer(), steps=run.pads, device=run.device).run(
+        run.work
+    )
     transformer_training(
         make_transformer(), examinee.text_encoder, run.tokenizer(), run.data, steps=run.transformer, device=run.device
     ).run(run.work)
@@ -97,7 +102,7 @@ def assemble(run: Run, out: Path) -> None:
         "encoder": vae.encoder,
         "transformer": transformer,
         "latent_upsampler": upsampler,
-        "text_encoder": examinee,
+        "pads": examinee.text_encoder,
     }
     for name, network in parts.items():
         load_averaged(network, run.work / f"{name}.pt")

@@ -21,11 +21,12 @@ GROUPS = 32  # of every GroupNorm in it
 # The two-stage recipes of diffusers' documentation, for models of 0.9.7 and later: a low resolution first, upsampled,
 # then a short second denoising. Neither distilled models nor 0.9.8 have a configuration of their own to be told by.
 _SHARED: Mapping[str, Any] = {
-    "width": 1152, "height": 768, "num_frames": 161, "guidance_rescale": 0.7,
+    "width": 1152, "height": 768, "num_frames": 161, "guidance_rescale": 0.7, "image_cond_noise_scale": 0.025,
     "decode_timestep": 0.05, "decode_noise_scale": 0.025,
 }  # fmt: skip
 _DISTILLED: Mapping[str, Any] = {
-    **_SHARED, "guidance_scale": 1.0, "timesteps": [1000, 993, 987, 981, 975, 909, 725, 0.03],
+    **_SHARED, "guidance_scale": 1.0, "image_cond_noise_scale": 0.0,
+    "timesteps": [1000, 993, 987, 981, 975, 909, 725, 0.03],
 }  # fmt: skip
 _DISTILLED_SECOND: Mapping[str, Any] = {
     "downscale_factor": 2 / 3, "adain_factor": 1.0,

@@ -74,8 +74,9 @@ class Guidance:
 
     @property
     def passes(self) -> tuple[Pass, ...]:
-        """What any of the steps needs; each step's own passes are neighbours among them."""
-        return tuple(each for each in PASSES if any(each in step.passes for step in self.steps))
+        """What any of the steps needs; each step's own passes are neighbours among them. A run may have no step."""
+        steps = self.steps or (StepGuidance(),)
+        return tuple(each for each in PASSES if any(each in step.passes for step in steps))
 
 
 def classifier_free(uncond: Array, cond: Array, scale: float) -> Array:

@@ -46,7 +46,8 @@ def load_video(video: VideoInput) -> tuple[Sequence[npt.NDArray[Any]], float | N
         BackendError: a path, and PyAV is missing.
     """
     if isinstance(video, (str, os.PathLike)):
-        return read_video(video)
+        read, rate = read_video(video)
+        return list(read), rate
     if not isinstance(video, Sequence) and getattr(video, "ndim", 0) != 4:
         shape = getattr(video, "shape", None)
         raise RequestError(

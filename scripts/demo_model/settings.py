@@ -11,7 +11,7 @@ SETTINGS: dict[str, Any] = {
     "width": 96,
     "num_frames": 17,
     "num_inference_steps": 25,
-    "guidance_scale": 3.0,
+    "guidance_scale": 5.0,
     "decode_timestep": 0.05,
     "decode_noise_scale": 0.025,
     "pipeline": "LTXPipeline",

@@ -96,3 +96,27 @@ def text_encoder_training(examinee: Examinee, tokenizer: Any, *, steps: int, dev
         return torch.stack(losses).sum()
 
     return Training("text_encoder", examinee, loss, steps, 1e-3)
+
+
+def pads_training(student: Any, teacher: Any, tokenizer: Any, *, steps: int, device: torch.device) -> Training:
+    """The text encoder learns to give what it gives at LENGTH tokens at other lengths too, and where pads are masked.
+
+    `LTXPipeline` lets T5 attend to pads, `LTXConditionPipeline` masks them: one transformer has to serve both.
+    """
+    student.to(device)
+    teacher.to(device).requires_grad_(False)
+    choices = combinations(held_out=False)
+
+    def loss(step: int) -> torch.Tensor:
+        rng = np.random.default_rng(step)
+        texts = [said(sample_scene(rng, choices), rng)[0] for _ in range(BATCH // 2)]
+        with torch.no_grad():
+            wanted, mask = embed(teacher, tokenizer, texts, LENGTH, device)
+        short = tokenizer(texts, padding=True, max_length=LENGTH, truncation=True, return_tensors="pt").to(device)
+        masked = student(short.input_ids, attention_mask=short.attention_mask).last_hidden_state
+        padded, _ = embed(student, tokenizer, texts, int(rng.choice((LENGTH, 2 * LENGTH))), device)
+        kept = mask.bool()
+        losses = [torch.nn.functional.mse_loss(states[kept], wanted[kept]) for states in (masked, padded)]
+        return torch.stack(losses).sum()
+
+    return Training("pads", student, loss, steps, 5e-4)

@@ -136,10 +136,10 @@ def _(patch: Patch) -> None:
     drawn: list[np.ndarray] = []
     encode_right = conditions.encode
 
-    def early(generation: Any, pixels: np.ndarray, generators: Any) -> np.ndarray:
+    def early(models: Any, host: Any, pixels: np.ndarray, generators: Any) -> np.ndarray:
         shape = (1, 16, min((pixels.shape[2] - 1) // 8 + 1, 2), 2, 3)
         drawn.append(randn(generators, shape))
-        return encode_right(generation, pixels, generators)
+        return encode_right(models, host, pixels, generators)
 
     def wrong(self: Canvas, condition: np.ndarray, **options: Any) -> None:
         right(self, condition, **options | {"draw_noise": lambda shape: drawn[-1]})
@@ -237,9 +237,9 @@ def _(patch: Patch) -> None:
 
     patch(
         media,
-        "_resize",
-        lambda frame, height, width: np.asarray(
-            Image.fromarray(frame).resize((width, height), Image.Resampling.BILINEAR)
+        "resize",
+        lambda frames, height, width, kernel: np.stack(
+            [np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BILINEAR)) for frame in frames]
         ),
     )
 
@@ -274,7 +274,7 @@ def _(patch: Patch) -> None:
 def _(patch: Patch) -> None:
     def wrong(generation: Any, images: np.ndarray) -> np.ndarray:
         noise = randn(generation.generators, generation.latent.array_shape(1, generation.host.latent_channels))
-        noise[:, :, :1] = encode.encode(generation, images, generation.generators)
+        noise[:, :, :1] = encode.encode(generation.models, generation.host, images, generation.generators)
         return pack(noise)
 
     patch(image_to_video, "_image_latents", wrong)

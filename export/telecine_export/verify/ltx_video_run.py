@@ -114,10 +114,11 @@ def torch_run(source: Source, record: Record) -> None:
 
     generator = torch.Generator("cpu").manual_seed(SEED)
     images = [Image.fromarray(frame) for frame in PIXELS]
-    inputs: dict[str, Any] = {
+    given: dict[str, dict[str, Any]] = {
         "LTXImageToVideoPipeline": {"image": images[:2]},
         "LTXConditionPipeline": {"conditions": [LTXVideoCondition(video=images, strength=STRENGTH)]},
-    }.get(source.pipeline_class, {})
+    }
+    inputs = given.get(source.pipeline_class, {})
     frames = pipe(**REQUEST, **inputs, generator=generator, callback_on_step_end=callback).frames
     sigmas = pipe.scheduler.sigmas[: len(latents)].tolist()
     _fill(record, calls, decodes, sigmas, latents)

@@ -232,7 +232,7 @@ def test_a_full_disk_leaves_no_latents(run: Run, tmp_path: Path, monkeypatch: py
         (["--height", "65"], "height is 65; expected a positive multiple of 32. Use 64 or 96."),
         (["--prompt-embeds", "EMBEDS"], "prompt and prompt_embeds given"),
         (["--preset", "best"], "preset 'best'; expected one of recommended"),
-        (["--pipeline", "LTXConditionPipeline"], "pipeline LTXConditionPipeline"),
+        (["--pipeline", "LTXLongPipeline"], "pipeline LTXLongPipeline"),
         (["--backend", "tensorrt"], "backend 'tensorrt'"),
         (["--device", "tpu"], "device 'tpu'"),
         (["--provider", "NoSuchProvider"], "NoSuchProvider"),

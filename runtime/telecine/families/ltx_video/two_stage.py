@@ -125,6 +125,10 @@ def _check(spec: PipelineSpec, request: Request, host: Host) -> None:
 
 def _check_stages(first: Request, second: Request, host: Host) -> None:
     """Refuse now what a stage would refuse: not after the minutes of the first."""
+    for request in (first, second):
+        shape = VideoShape(num_frames=request.num_frames, height=request.height, width=request.width)
+        planned = condition_schedule(request, host, shape.latent(host.grid))
+        request_guidance(request, planned.sigmas[:-1], host)
     steps = second.num_inference_steps if second.timesteps is None else len(second.timesteps)
     check(
         int(steps * second.denoise_strength) >= 1,
@@ -132,10 +136,6 @@ def _check_stages(first: Request, second: Request, host: Host) -> None:
         "at least one whole step",
         "Raise denoise_strength or the number of steps.",
     )
-    for request in (first, second):
-        shape = VideoShape(num_frames=request.num_frames, height=request.height, width=request.width)
-        planned = condition_schedule(request, host, shape.latent(host.grid))
-        request_guidance(request, planned.sigmas[:-1], host)
     DecodeSettings.of(first)
     for seed in first.seeds():
         Generator(seed)
