@@ -12,7 +12,7 @@ import torch
 from diffusers import (
     AutoencoderKLLTXVideo,
     FlowMatchEulerDiscreteScheduler,
-    LTXConditionPipeline,
+    LTXPipeline,
     LTXVideoTransformer3DModel,
 )
 from diffusers.pipelines.ltx import LTXLatentUpsamplerModel
@@ -146,8 +146,8 @@ def make_upsampler() -> Any:
 def save_checkpoint(
     out: Path, *, vae: Any, text_encoder: Any, tokenizer: Any, transformer: Any, upsampler: Any
 ) -> None:
-    """Write what `LTXConditionPipeline.from_pretrained(out)` loads, and the upsampler beside: fp16 safetensors."""
-    pipeline: Any = LTXConditionPipeline(
+    """Write what `LTXPipeline.from_pretrained(out)` loads, and the upsampler beside: fp16 safetensors."""
+    pipeline: Any = LTXPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(**SCHEDULER),
         vae=vae,
         text_encoder=text_encoder,

@@ -14,7 +14,6 @@ SETTINGS: dict[str, Any] = {
     "guidance_scale": 5.0,
     "decode_timestep": 0.05,
     "decode_noise_scale": 0.025,
-    "pipeline": "LTXPipeline",
 }
 FILE_FRAME_RATE = 12  # slower than the 25 that the model is told: seventeen frames are soon over
 

@@ -17,7 +17,7 @@ from demo_model.settings import CHECKPOINT, SETTINGS
 from demo_model.train_flow import coordinates
 from demo_model.train_text import ANSWERS, said
 from demo_model.train_upsampler import adain
-from diffusers import LTXConditionPipeline
+from diffusers import LTXConditionPipeline, LTXPipeline
 from diffusers.pipelines.ltx import LTXLatentUpsamplePipeline
 from score_demo_model import cases, measured, score
 from train_demo_model import Run, train
@@ -132,9 +132,15 @@ def test_training_from_nothing_makes_a_checkpoint_and_goes_on(tmp_path: Path) ->
     train(run, tmp_path / "out", jobs=1)  # nothing is left to do
     assert (tmp_path / "work" / "transformer.pt").stat().st_mtime_ns == written
 
-    pipeline: Any = LTXConditionPipeline.from_pretrained(tmp_path / "out")
+    pipeline: Any = LTXPipeline.from_pretrained(tmp_path / "out")
     frames = pipeline(
-        prompt="a red ball", height=96, width=96, num_frames=9, num_inference_steps=2, decode_timestep=0.05, output_type="np"
+        prompt="a red ball",
+        height=96,
+        width=96,
+        num_frames=9,
+        num_inference_steps=2,
+        decode_timestep=0.05,
+        output_type="np",
     ).frames
     assert frames.shape == (1, 9, 96, 96, 3)
     assert np.isfinite(frames).all()
@@ -143,7 +149,7 @@ def test_training_from_nothing_makes_a_checkpoint_and_goes_on(tmp_path: Path) ->
 def test_the_checkpoint_is_small_and_whole() -> None:
     size = sum(file.stat().st_size for file in CHECKPOINT.rglob("*") if file.is_file())
     assert size <= 12_000_000
-    assert open_source(str(CHECKPOINT)).pipeline_class == "LTXConditionPipeline"
+    assert open_source(str(CHECKPOINT)).pipeline_class == "LTXPipeline"
 
 
 def test_prompts_come_true_and_others_do_not(demo_bundle: Path) -> None:

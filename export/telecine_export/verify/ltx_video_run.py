@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from telecine.condition import Condition
-from telecine.errors import RequestError
+from telecine.errors import RequestError, SourceError
 from telecine.families import FAMILIES
 from telecine.request import Request
 from telecine.rope import RopeTables, expand
@@ -98,8 +98,14 @@ def torch_run(source: Source, record: Record) -> None:
     """`REQUEST` through diffusers' pipeline.
 
     Raises:
-        SourceError: diffusers cannot load the source.
+        SourceError: diffusers cannot load or run the source.
     """
+    if source.pipeline_class == "LTXConditionPipeline" and source.config("scheduler").get("use_dynamic_shifting"):
+        raise SourceError(
+            f"{source.root} is a LTXConditionPipeline whose scheduler shifts by the number of tokens",
+            expected="a scheduler that diffusers' own LTXConditionPipeline can run (it passes no mu)",
+            fix="Verify the networks alone with --stage: the bundle itself runs.",
+        )
     pipe = load_pipeline(source)
     pipe.set_progress_bar_config(disable=True)
     calls = record_calls(pipe.transformer, TRANSFORMER_INPUTS)
