@@ -12,7 +12,7 @@ from diffusers import LTXPipeline
 
 from telecine.errors import SourceError
 from telecine_export.source import open_source
-from telecine_export.verify.modules import MODULES, load_module, load_pipeline
+from telecine_export.verify.modules import PIPELINE_MODULES, load_module, load_pipeline
 
 
 def test_a_composed_source_s_pipeline_is_the_folder_s(tiny_source: Path, tmp_path: Path) -> None:
@@ -24,7 +24,7 @@ def test_a_composed_source_s_pipeline_is_the_folder_s(tiny_source: Path, tmp_pat
     assert type(composed) is type(base) is LTXPipeline
     assert dict(composed.scheduler.config) == dict(base.scheduler.config)
     assert composed.tokenizer("a red ball").input_ids == base.tokenizer("a red ball").input_ids
-    for name in MODULES:
+    for name in PIPELINE_MODULES:
         ours, theirs = getattr(composed, name).state_dict(), getattr(base, name).state_dict()
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
