@@ -5,18 +5,15 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from telecine.errors import BundleError
+from telecine.typed_json import build
 
 FORMAT = 1
 FILE_NAME = "telecine.json"
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +99,7 @@ class Manifest:
         recorded = content.pop("sha256", None)
         if recorded != _digest(content):
             raise _damaged(where, "was edited or cut: its SHA-256 does not fit its content")
-        return _build(cls, content, where)
+        return build(cls, content, where=where, damaged=_damaged)
 
 
 def _digest(content: Mapping[str, Any]) -> str:
@@ -114,35 +111,3 @@ def _damaged(where: str, problem: str) -> BundleError:
     return BundleError(
         f"{where} {problem}", expected="the manifest that telecine export wrote", fix="Export or copy the bundle again."
     )
-
-
-def _build(kind: type[T], content: Any, where: str) -> T:
-    """JSON → dataclass, by the dataclass's own annotations."""
-    if not isinstance(content, dict):
-        raise _damaged(where, f"holds {type(content).__name__} where {kind.__name__} belongs")
-    hints = typing.get_type_hints(kind)
-    names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    if names != set(content):
-        odd = sorted(names ^ set(content))
-        raise _damaged(where, f"has missing or unknown fields in {kind.__name__}: {', '.join(odd)}")
-    return kind(**{name: _convert(hints[name], content[name], f"{where}: {name}") for name in names})
-
-
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    if dataclasses.is_dataclass(hint):
-        return _build(typing.cast(type, hint), value, where)
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise _damaged(where, f"is {type(value).__name__}, not an object")
-        return {key: _convert(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
-    if origin is tuple:
-        if not isinstance(value, list):
-            raise _damaged(where, f"is {type(value).__name__}, not a list")
-        return tuple(_convert(arguments[0], item, where) for item in value)
-    if hint is Any:
-        return value
-    accepted = arguments if origin in (typing.Union, types.UnionType) else (hint,)
-    if not isinstance(value, accepted) or isinstance(value, bool):
-        raise _damaged(where, f"is {value!r}")
-    return value
