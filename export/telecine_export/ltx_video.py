@@ -14,7 +14,7 @@ from transformers import T5Config, T5EncoderModel
 
 from telecine.errors import SourceError
 from telecine_export.graphs import GraphSpec
-from telecine_export.patches import patch_ltx_transformer, patch_ltx_vae, patch_t5
+from telecine_export.patches import patch_ltx_noise, patch_ltx_transformer, patch_ltx_vae, patch_t5
 from telecine_export.source import Source
 
 Config = Mapping[str, Any]
@@ -81,17 +81,35 @@ class VaeEncoderGraph(nn.Module):
         return self.encoder(video.to(self.dtype))[:, : self.channels].float()
 
 
+# Values per latent along a side at the levels of a decoder that upsamples three times, as every published one does.
+NOISE_SCALES = (1, 2, 4, 8)
+
+
 class VaeDecoderGraph(nn.Module):
-    """(B, C, F, H, W) denormalised latents → (B, 3, 8F-7, 32H, 32W) video in [-1, 1]."""
+    """(B, C, F, H, W) denormalised latents → (B, 3, 8F-7, 32H, 32W) video in [-1, 1].
+
+    A decoder that injects noise takes it as `noise_S` (maps, S*H, S*W), one input a level: the maps that diffusers
+    draws where its features have S by S values per latent, in the order of the draws. All videos share them.
+    """
 
     def __init__(self, config: Config, dtype: torch.dtype) -> None:
         super().__init__()
         self.decoder = AutoencoderKLLTXVideo.from_config(config).decoder.eval().to(dtype)
         patch_ltx_vae(self.decoder)
+        self.maps = patch_ltx_noise(self.decoder)
         self.dtype = dtype
 
-    def forward(self, latents: Tensor, timestep: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        latents: Tensor,
+        timestep: Tensor | None = None,
+        noise_1: Tensor | None = None,
+        noise_2: Tensor | None = None,
+        noise_4: Tensor | None = None,
+        noise_8: Tensor | None = None,
+    ) -> Tensor:
         temb = None if timestep is None else timestep.to(self.dtype)
+        self.maps.levels = dict(zip(NOISE_SCALES, (noise_1, noise_2, noise_4, noise_8), strict=True))
         return self.decoder(latents.to(self.dtype), temb).float()
 
 
@@ -144,12 +162,6 @@ def graphs(source: Source) -> list[GraphSpec]:
             f" and patch_size_t {transformer_config['patch_size_t']}",
             expected="1 and 1, as every published LTX-Video has",
             fix="This transformer cannot be exported.",
-        )
-    if any(vae_config["decoder_inject_noise"]):
-        raise SourceError(
-            f"{source.root}/vae injects noise into its decoder (LTX-Video 0.9.1)",
-            expected="a VAE of 0.9.0, or of 0.9.5 and later",
-            fix="Export another release; 0.9.1's noise maps are not exported yet.",
         )
     return [
         text_encoder(source.config("text_encoder")),
@@ -262,6 +274,10 @@ def vae_decoder(config: Config) -> GraphSpec:
     if config["timestep_conditioning"]:
         sample["timestep"] = torch.zeros(2)
         axes["timestep"] = {0: "batch"}
+    for scale, maps in decoder_noise(config).items():
+        height, width = (scale * side for side in sample["latents"].shape[3:])
+        sample[f"noise_{scale}"] = torch.zeros(maps, height, width)
+        axes[f"noise_{scale}"] = {1: f"{scale}*latent_height", 2: f"{scale}*latent_width"}
     frames = f"{temporal}*latent_frames-{temporal - 1}"
     return GraphSpec(
         component="vae_decoder",
@@ -272,6 +288,26 @@ def vae_decoder(config: Config) -> GraphSpec:
         output_shape=("batch", 3, frames, f"{spatial}*latent_height", f"{spatial}*latent_width"),
         checkpoint="vae",
     )
+
+
+def decoder_noise(vae: Config) -> dict[int, int]:
+    """How many noise maps the decoder draws at each scale (values of a map per latent along a side), in that order.
+
+    Raises:
+        SourceError: a level that the graph has no input for.
+    """
+    if not any(vae["decoder_inject_noise"]):
+        return {}
+    with torch.device("meta"):
+        decoder = AutoencoderKLLTXVideo.from_config(vae).decoder
+    counts = patch_ltx_noise(decoder).counts
+    if not set(counts) <= set(NOISE_SCALES):
+        raise SourceError(
+            f"a VAE whose decoder injects noise at {', '.join(map(str, counts))} values per latent",
+            expected=f"some of {', '.join(map(str, NOISE_SCALES))}, as LTX-Video 0.9.1 has",
+            fix="This VAE cannot be exported.",
+        )
+    return counts
 
 
 def compression_ratios(vae: Config) -> tuple[int, int]:
