@@ -93,6 +93,19 @@ def plain_bundle(shared: Callable[..., Path], plain_source: Path) -> Path:
     return shared("plain-bundle", lambda path: _export(plain_source, path))
 
 
+@pytest.fixture(scope="session")
+def noisy_source(shared: Callable[..., Path]) -> Path:
+    """A tiny checkpoint whose decoder injects noise (LTX-Video 0.9.1)."""
+    make = load_script("make_tiny_checkpoint").make_tiny_checkpoint
+    return shared("noisy-source", lambda path: make(path, seed=2, inject_noise=True))
+
+
+@pytest.fixture(scope="session")
+def noisy_bundle(shared: Callable[..., Path], noisy_source: Path) -> Path:
+    """`noisy_source`, exported. Read only."""
+    return shared("noisy-bundle", lambda path: _export(noisy_source, path))
+
+
 @pytest.fixture
 def edited_bundle(tmp_path: Path) -> Callable[..., Path]:
     """`edited_bundle(bundle, host={...}, presets={...})`: the same files under a manifest with other values."""

@@ -185,6 +185,8 @@ def host(source: Source) -> dict[str, Any]:
         "text_channels": transformer_config["caption_channels"],
         "transformer_blocks": transformer_config["num_layers"],
         "timestep_conditioning": vae_config["timestep_conditioning"],
+        "decoder_noise": [{"scale": scale, "maps": maps} for scale, maps in decoder_noise(vae_config).items()],
+        "widest_activations": widest_activations(vae_config),
         "scaling_factor": vae_config["scaling_factor"],
         **statistics,
         "rope_frequencies": rope_frequencies(transformer_config).tolist(),
@@ -308,6 +310,30 @@ def decoder_noise(vae: Config) -> dict[int, int]:
             fix="This VAE cannot be exported.",
         )
     return counts
+
+
+def widest_activations(vae: Config) -> dict[str, float]:
+    """Values of the largest activation of each half of the VAE, per pixel of the video: what tiles are sized by."""
+    with torch.device("meta"):
+        model = AutoencoderKLLTXVideo.from_config(vae).eval()
+    temporal, spatial = compression_ratios(vae)
+    video = torch.empty(1, 3, 8 * temporal + 1, 2 * spatial, 2 * spatial, device="meta")
+    latents = torch.empty(1, vae["latent_channels"], 9, 2, 2, device="meta")
+    sizes: list[int] = []
+    for module in model.modules():
+        if isinstance(module, nn.Conv3d):
+            module.register_forward_hook(lambda _, __, output: sizes.append(output.numel()))
+    widest = {}
+    runs = {
+        "vae_encoder": lambda: model.encoder(video),
+        "vae_decoder": lambda: model.decoder(latents, torch.empty(1, device="meta")),
+    }
+    with torch.no_grad():
+        for name, run in runs.items():
+            sizes.clear()
+            run()
+            widest[name] = max(sizes) / video[0, 0].numel()
+    return widest
 
 
 def compression_ratios(vae: Config) -> tuple[int, int]:

@@ -233,7 +233,7 @@ def _noisy_resnet(
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """LTXVideoResnetBlock3d.forward of equal widths, with its two draws taken from `maps`."""
-    strengths = (resnet.per_channel_scale1, resnet.per_channel_scale2)
+    strengths: Any = (resnet.per_channel_scale1, resnet.per_channel_scale2)
     shifts_and_scales: tuple[tuple[Tensor, Tensor] | None, ...] = (None, None)
     if resnet.scale_shift_table is not None and temb is not None:
         rows = temb.unflatten(1, (4, -1)) + resnet.scale_shift_table[None, ..., None, None, None]

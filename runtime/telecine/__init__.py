@@ -23,7 +23,8 @@ if TYPE_CHECKING:
         SourceError,
         TelecineError,
     )
-    from telecine.pipeline import Pipeline, Result, load
+    from telecine.pipeline import Pipeline, load
+    from telecine.results import FrameStream, Result
 
 __all__ = [
     "BackendError",
@@ -31,6 +32,7 @@ __all__ = [
     "BundleError",
     "Cancelled",
     "EngineError",
+    "FrameStream",
     "OnnxRuntimeOptions",
     "Pipeline",
     "RequestError",
@@ -42,9 +44,10 @@ __all__ = [
 
 _HOMES = {
     "Bundle": "bundle",
+    "FrameStream": "results",
     "OnnxRuntimeOptions": "backends.onnxruntime",
     "Pipeline": "pipeline",
-    "Result": "pipeline",
+    "Result": "results",
     "load": "pipeline",
 }
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
+import inspect
 import threading
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from telecine.backends.base import out_of_memory
@@ -21,11 +18,10 @@ from telecine.bundle import Bundle
 from telecine.denoise import Callback
 from telecine.errors import BackendError, RequestError
 from telecine.families import FAMILIES
-from telecine.families.base import PipelineSpec, Stage
+from telecine.families.base import Output, PipelineSpec
 from telecine.models import LoadedModels
-from telecine.pixels import to_uint8
 from telecine.request import Request
-from telecine.video import check_output_path, save_video
+from telecine.results import FrameStream, Result, stopwatch
 
 BACKENDS = ("auto", "onnxruntime")
 
@@ -55,63 +51,6 @@ def load(
     if kind not in ("auto", "cpu", "cuda") or (colon and (kind != "cuda" or not index.isdecimal())):
         raise BackendError(f"device {device!r}", expected="auto, cpu, cuda or cuda:N", fix="Use 'cpu'.")
     return Pipeline(LoadedModels(Bundle.open(path), device=device, options=options or OnnxRuntimeOptions()))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Result:
-    """What a run made.
-
-    `frames`: (B, num_frames, height, width, 3), float32 in [0, 1] or uint8. `latents`: as the same diffusers pipeline
-    returns them. `timings`: seconds by stage. `seeds`: what to pass to get the same video again.
-    """
-
-    frames: npt.NDArray[Any] | None
-    latents: npt.NDArray[Any] | None
-    frame_rate: float
-    seeds: tuple[int, ...]
-    timings: Mapping[str, float]
-
-    def save(self, path: str | Path, *, frame_rate: float | None = None, quality: int | None = None) -> list[Path]:
-        """Write each video (`.mp4`, `.webm`, `.gif`, or PNGs as `folder/%05d.png`); several get `-0`, `-1`, ... names.
-
-        Raises:
-            RequestError: there are no frames, the path cannot be written, or its format lacks the rate or quality.
-            BackendError: PyAV is missing or fails, or memory runs out.
-        """
-        if self.frames is None:
-            raise RequestError(
-                "this result holds latents", expected="frames to save", fix="Generate with output_type='np' or 'uint8'."
-            )
-        rate = self.frame_rate if frame_rate is None else frame_rate
-        paths = numbered(path, len(self.frames))
-        for target in paths:  # all of them, before the first is written
-            check_output_path(target, frame_rate=rate, quality=quality)
-        try:
-            for video, target in zip(self.frames, paths, strict=True):
-                pixels = video if video.dtype == np.uint8 else to_uint8(video[np.newaxis])[0]
-                save_video(pixels, target, frame_rate=rate, quality=quality)
-        except MemoryError as error:
-            raise out_of_memory(f"saving {path}: {error or 'a frame'}") from error
-        return paths
-
-
-def numbered(path: str | Path, count: int) -> list[Path]:
-    """One path a video: the path itself for one, `name-0.mp4`, `name-1.mp4`, ... for several.
-
-    Raises:
-        RequestError: no name to number.
-    """
-    output = Path(os.path.expanduser(path))
-    if count == 1:
-        return [output]
-    named = output.parent if output.suffix.lower() == ".png" else output  # each PNG sequence has a folder
-    if named.name in ("", ".."):
-        raise RequestError(
-            f"{path} for {count} videos", expected="a name that takes numbers", fix="Use out.mp4 or frames/%05d.png."
-        )
-    if named is output:
-        return [output.with_name(f"{output.stem}-{i}{output.suffix}") for i in range(count)]
-    return [named.with_name(f"{named.name}-{i}") / output.name for i in range(count)]
 
 
 class Pipeline:
@@ -149,6 +88,12 @@ class Pipeline:
         decode_noise_scale: float | Sequence[float] | None = None,
         output_type: str | None = None,
         max_sequence_length: int | None = None,
+        tiling: str | None = None,
+        tile_size: int | None = None,
+        tile_stride: int | None = None,
+        tile_frames: int | None = None,
+        tile_frame_stride: int | None = None,
+        memory_limit: int | str | None = None,
         pipeline: str | None = None,
         preset: str | None = None,
         callback: Callback | None = None,
@@ -160,6 +105,10 @@ class Pipeline:
         is a list, one a video; none is a random one, told in the result. `callback(step, steps, sigma, latents)` sees
         each step and may return new latents, or False to stop the run.
 
+        `memory_limit` (bytes, or "8GiB") is what decoding may add to the loaded networks and to the frames that are
+        done; it chooses tiles. `tiling` is "auto", "off", "seamless" or "diffusers"; sizes of tiles are in pixels and
+        frames, context included.
+
         Raises:
             RequestError: a parameter is wrong, or another request is running.
             BundleError: the bundle lacks what the request needs.
@@ -169,21 +118,67 @@ class Pipeline:
         asked = dict(locals())  # first of all: it holds the parameters and nothing else
         for name in ("self", "pipeline", "preset", "callback"):
             del asked[name]
-        start = time.perf_counter()
+        return self._result(*self._resolve(asked, pipeline, preset), callback)
+
+    def stream(self, prompt: str | Sequence[str] | None = None, **parameters: Any) -> FrameStream:
+        """The frames of `generate`, bit for bit, in pieces along time: each is decoded when it is asked for.
+
+        Takes the parameters of `generate`. The denoising is done when this returns. Pieces are shorter than the video
+        where `memory_limit` or `tiling` cut it in time. The pipeline is busy until the last piece is out, or the
+        stream is closed.
+
+        Raises:
+            RequestError: as `generate`; or `output_type` is "latent".
+            BundleError, BackendError, Cancelled: as `generate`.
+        """
+        asked = dict(_GENERATE.bind(self, prompt, **parameters).arguments)  # a TypeError for what generate lacks
+        del asked["self"]
+        pipeline, preset, callback = (asked.pop(name, None) for name in ("pipeline", "preset", "callback"))
+        spec, request = self._resolve(asked, pipeline, preset)
+        if request.output_type == "latent":
+            raise RequestError("a stream of latents", expected="frames", fix="Use generate for output_type='latent'.")
+        timings: dict[str, float] = {}
+        run = self._run(spec, request, timings, callback)
+        return FrameStream(run, next(run), request.frame_rate, timings)
+
+    def _resolve(
+        self, asked: Mapping[str, Any], pipeline: str | None, preset: str | None
+    ) -> tuple[PipelineSpec, Request]:
         self._models.check_open()
         spec = self._pipeline(pipeline)
-        request = Request.resolve(asked, self._preset(preset), spec.defaults)
+        return spec, Request.resolve(asked, self._preset(preset), spec.defaults)
+
+    def _result(self, spec: PipelineSpec, request: Request, callback: Callback | None) -> Result:
         timings: dict[str, float] = {}
-        with self._running():
-            output = spec.run(self._models, request, stage=_stopwatch(timings), callback=callback)
-        timings["total"] = time.perf_counter() - start
+        run = self._run(spec, request, timings, callback)
+        output: Output = next(run)
+        with closing(run):
+            decoded = None
+            if output.frames is not None:
+                decoded = FrameStream(run, output, request.frame_rate, timings).whole()
         return Result(
-            frames=output.frames,
+            frames=decoded,
             latents=output.latents,
             frame_rate=request.frame_rate,
             seeds=output.seeds,
             timings=timings,
         )
+
+    def _run(
+        self, spec: PipelineSpec, request: Request, timings: dict[str, float], callback: Callback | None
+    ) -> Generator[Any, None, None]:
+        """First the run's `Output`, then its frames in pieces. Closed or dropped, it lets the next request in."""
+        stage = stopwatch(timings)
+        with stage("total"), self._running():
+            output = spec.run(self._models, request, stage=stage, callback=callback)
+            yield output
+            while output.frames is not None:
+                with stage("decode"):
+                    piece = next(output.frames.pieces, None)
+                if piece is None:
+                    return
+                yield piece
+                del piece  # or it would live on while the next one is made
 
     def clone(self) -> Pipeline:
         """A pipeline for another thread; a network that several of them use is loaded once.
@@ -242,15 +237,4 @@ class Pipeline:
         return presets[name] if name else {}
 
 
-def _stopwatch(timings: dict[str, float]) -> Stage:
-    """A `Stage` that adds each stage's seconds to `timings`."""
-
-    @contextmanager
-    def stage(name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            timings[name] = timings.get(name, 0.0) + time.perf_counter() - start
-
-    return stage
+_GENERATE = inspect.signature(Pipeline.generate)

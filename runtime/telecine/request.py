@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from telecine.errors import BundleError, RequestError
+from telecine.tiling import TilingOptions
 
 OUTPUT_TYPES = ("np", "uint8", "latent")
 # Far above what anyone asks for, far below what overflows an array's size or stops the process in native code.
@@ -48,6 +49,12 @@ class Request:
     decode_noise_scale: float | Sequence[float] | None = None
     output_type: str
     max_sequence_length: int
+    tiling: str = "auto"
+    tile_size: int | None = None
+    tile_stride: int | None = None
+    tile_frames: int | None = None
+    tile_frame_stride: int | None = None
+    memory_limit: int | str | None = None
 
     @classmethod
     def resolve(cls, *layers: Mapping[str, Any]) -> Request:
@@ -73,6 +80,7 @@ class Request:
         request._check_texts()
         request._check_arrays()
         request._check_size()
+        request.tiling_options()
         return request
 
     def _check_numbers(self) -> None:
@@ -193,6 +201,21 @@ class Request:
             "Give a single seed, or a list as long as the batch.",
         )
         return tuple(self.seed)
+
+    def tiling_options(self) -> TilingOptions:
+        """How the VAE is to be run.
+
+        Raises:
+            RequestError: a value of the wrong kind, or options that contradict each other.
+        """
+        return TilingOptions.parse(
+            tiling=self.tiling,
+            tile_size=self.tile_size,
+            tile_stride=self.tile_stride,
+            tile_frames=self.tile_frames,
+            tile_frame_stride=self.tile_frame_stride,
+            memory_limit=self.memory_limit,
+        )
 
     def per_video(self, name: str, value: float | Sequence[float]) -> npt.NDArray[np.float32]:
         """(B,) float32 of a parameter that is given once, per prompt or per video.

@@ -133,6 +133,13 @@ def plain_pair(plain_source: Path, plain_bundle: Path) -> Iterator[Pair]:
         yield Pair(ours, _reference(plain_source))
 
 
+@pytest.fixture(scope="module")
+def noisy_pair(noisy_source: Path, noisy_bundle: Path) -> Iterator[Pair]:
+    """0.9.1's decoder, which draws noise from torch's global generator: `run_theirs` seeds it as telecine does."""
+    with telecine.load(noisy_bundle) as ours:
+        yield Pair(ours, _reference(noisy_source))
+
+
 @pytest.fixture
 def rescheduled(pair: Pair, tiny_bundle: Path, edited_bundle: Callable[..., Path]) -> Iterator[Callable[..., Pair]]:
     """`rescheduled(stochastic_sampling=True)`: the tiny checkpoint under other scheduler settings, on both sides."""

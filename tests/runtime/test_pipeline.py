@@ -17,7 +17,8 @@ from telecine import pipeline as pipeline_module
 from telecine.backends.onnxruntime import OnnxRuntimeSession
 from telecine.errors import BackendError, BundleError, Cancelled, RequestError
 from telecine.families import ltx_video
-from telecine.pipeline import Pipeline, numbered
+from telecine.pipeline import Pipeline
+from telecine.results import numbered
 
 SMALL: dict[str, Any] = {"height": 64, "width": 32, "num_frames": 9, "num_inference_steps": 2, "seed": 0}
 

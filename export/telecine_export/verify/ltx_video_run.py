@@ -72,7 +72,7 @@ def bundle_run(models: BundleModels, source: Source, record: Record) -> None:
     try:
         output = spec.run(models, request, stage=stage, callback=callback)
         assert output.frames is not None
-        record["frames"] = {"frames": output.frames}
+        record["frames"] = {"frames": output.frames.whole()}
     finally:
         _fill(record, models.calls["transformer"], models.calls["vae_decoder"], sigmas, latents)
         for call in models.calls["transformer"][:1]:

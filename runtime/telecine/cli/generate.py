@@ -54,6 +54,12 @@ def _numbers(_: click.Context, __: click.Parameter, text: str | None) -> list[fl
 @click.option("--decode-timestep", callback=_numbers, help="Of the decoder; one, or one a video: 0.05,0.03")
 @click.option("--decode-noise-scale", callback=_numbers, help="Default: the decode timestep.")
 @click.option("--max-sequence-length", type=int, help="Text length in tokens.")
+@click.option("--tiling", help="auto, off, seamless or diffusers: how the decoder is run in parts. Default: auto.")
+@click.option("--tile-size", type=int, help="Pixels of a tile's side, context included.")
+@click.option("--tile-stride", type=int, help="Pixels from tile to tile.")
+@click.option("--tile-frames", type=int, help="Frames of a tile, context included.")
+@click.option("--tile-frame-stride", type=int, help="Frames from tile to tile.")
+@click.option("--memory-limit", help="What decoding may take beside the networks, such as 8GiB: chooses tiles.")
 @click.option("--output-type", type=click.Choice(["uint8", "latent"]), default="uint8", show_default=True)
 @click.option("--preset", help="A preset of the bundle, such as recommended.")
 @click.option("--pipeline", help="Host math of another diffusers pipeline class than the source's.")
@@ -87,19 +93,21 @@ def generate(
         providers=tuple(providers) or None, threads=threads, memory_arena=memory_arena, memory_pattern=memory_pattern
     )
     with telecine.load(bundle, backend=backend, device=device, options=options) as pipe, _progress() as callback:
-        result = pipe.generate(**parameters, callback=callback)
-    if latent:
-        paths = [_save_latents(result.latents, output)]
-    else:
-        paths = result.save(output, frame_rate=file_frame_rate, quality=quality)
+        made: telecine.Result | telecine.FrameStream
+        if latent:
+            made = pipe.generate(**parameters, callback=callback)
+            paths = [_save_latents(made.latents, output)]
+        else:
+            made = pipe.stream(**parameters, callback=callback)
+            paths = made.save(output, frame_rate=file_frame_rate, quality=quality)
     if as_json:
-        print_json({"files": [str(path) for path in paths], "seeds": result.seeds, "seconds": dict(result.timings)})
+        print_json({"files": [str(path) for path in paths], "seeds": made.seeds, "seconds": dict(made.timings)})
     else:
         for path in paths:
             click.echo(path)
         click.echo(
-            f"seed {', '.join(map(str, result.seeds))}; "
-            + ", ".join(f"{name} {seconds:.2f} s" for name, seconds in result.timings.items()),
+            f"seed {', '.join(map(str, made.seeds))}; "
+            + ", ".join(f"{name} {seconds:.2f} s" for name, seconds in made.timings.items()),
             err=True,
         )
 
@@ -123,7 +131,7 @@ def _videos(parameters: dict[str, Any]) -> int:
 
 def _check_video_output(output: Path, videos: int, frame_rate: float | None, quality: int | None) -> None:
     """Refuse files that could not be written before the minutes that make their content."""
-    from telecine.pipeline import numbered
+    from telecine.results import numbered
     from telecine.video import check_output_path
     from telecine.video.ffmpeg import check_encoder
     from telecine.video.formats import format_of

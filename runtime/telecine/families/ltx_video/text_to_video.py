@@ -43,7 +43,7 @@ def run(models: Models, request: Request, *, stage: Stage, callback: Callback | 
     generators = [Generator(seed) for seed in seeds]
     stochastic = [second_stream(seed) for seed in seeds]
     latents = _initial_latents(request, host, latent, generators)
-    settings = DecodeSettings.of(request)  # refused now, not after the denoising
+    settings = DecodeSettings.of(request, host, latent)  # refused now, not after the denoising
 
     with stage("text"):
         text, mask = prompt_embeddings(models, request, host, guidance)
@@ -65,7 +65,7 @@ def run(models: Models, request: Request, *, stage: Stage, callback: Callback | 
     if request.output_type == "latent":
         return Output(latents=latents, seeds=seeds)
     with stage("decode"):
-        frames = decode(models, host, unpack(latents, latent), settings, generators, request.output_type)
+        frames = decode(models, host, unpack(latents, latent), settings, generators, stochastic)
         return Output(frames=frames, seeds=seeds)
 
 
