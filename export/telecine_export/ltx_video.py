@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKLLTXVideo, LTXVideoTransformer3DModel
+from diffusers.models.autoencoders.autoencoder_kl_ltx import LTXVideoCausalConv3d
 from torch import Tensor, nn
 from transformers import T5Config, T5EncoderModel
 
@@ -321,8 +322,8 @@ def widest_activations(vae: Config) -> dict[str, float]:
     latents = torch.empty(1, vae["latent_channels"], 9, 2, 2, device="meta")
     sizes: list[int] = []
     for module in model.modules():
-        if isinstance(module, nn.Conv3d):
-            module.register_forward_hook(lambda _, __, output: sizes.append(output.numel()))
+        if isinstance(module, LTXVideoCausalConv3d):
+            module.register_forward_hook(lambda _, inputs, output: sizes.extend((inputs[0].numel(), output.numel())))
     widest = {}
     runs = {
         "vae_encoder": lambda: model.encoder(video),

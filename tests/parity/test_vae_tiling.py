@@ -13,6 +13,7 @@ import torch
 
 from telecine.shapes import Grid, LatentShape
 from telecine.tiling import Footprint, Network, Tile, TilingOptions, plan_decoder, plan_encoder
+from telecine.tiling.blended import Blended
 
 Array = npt.NDArray[np.float32]
 
@@ -54,7 +55,6 @@ def diffusers_tiling(vae: Any, sizes: tuple[int, int, int, int]) -> Iterator[Non
 
 def options(mode: str, sizes: tuple[int, int, int, int]) -> TilingOptions:
     size, stride, frames, hop = sizes
-    # diffusers takes tiles that do not overlap; a request would be refused.
     return TilingOptions(mode=mode, size=size, stride=stride, frames=frames, frame_stride=hop)
 
 
@@ -105,17 +105,17 @@ def test_encoding_as_diffusers(pair: Any, encoder: Network, case: Any) -> None:
     np.testing.assert_allclose(joined(plan.run(encoder, video)), theirs, atol=TOLERANCE, rtol=0)
 
 
-# Seamless
-
-
 def test_default_sizes_are_diffusers(pair: Any) -> None:
     vae = pair.theirs.vae
     plan = plan_decoder(TilingOptions(mode="diffusers"), shape_of((9, 40, 40)), GRID, ANY, videos=1)
     fresh = type(vae)()
-    assert plan.tiles.space.size * 32 == fresh.tile_sample_min_height  # type: ignore[union-attr]
-    assert plan.tiles.space.keep == fresh.tile_sample_stride_width  # type: ignore[union-attr]
-    assert plan.tiles.time.size * 8 == fresh.tile_sample_min_num_frames  # type: ignore[union-attr]
-    assert plan.tiles.time.keep == fresh.tile_sample_stride_num_frames  # type: ignore[union-attr]
+    assert isinstance(plan.tiles, Blended)
+    space, time = plan.tiles.space, plan.tiles.time
+    assert (space.size * 32, space.keep) == (fresh.tile_sample_min_height, fresh.tile_sample_stride_width)
+    assert (time.size * 8, time.keep) == (fresh.tile_sample_min_num_frames, fresh.tile_sample_stride_num_frames)
+
+
+# Seamless
 
 
 # The tiny decoder sees 7.1 latents to each side, its encoder 7.3 and in time 14 back: with that much context, tiles are

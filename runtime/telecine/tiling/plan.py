@@ -122,9 +122,7 @@ class _Planner:
             RequestError: not even the smallest fit.
         """
         limit = self.options.memory_limit
-        counts = [
-            {cut: len(spread(side, *cut)) for cut in cuts} for side, cuts in zip(self.sides, candidates, strict=True)
-        ]
+        counts = [{cut: count(side, *cut) for cut in cuts} for side, cuts in zip(self.sides, candidates, strict=True)]
         best: tuple[tuple[int, int], tuple[Cut, Cut, Cut]] | None = None
         least = math.inf
         for time, rows, columns in product(*candidates):
