@@ -86,15 +86,15 @@ def decode(
 class InjectedNoise:
     """Noise maps of a decoder with `inject_noise` (LTX-Video 0.9.1), float32, as its inputs `noise_{scale}`.
 
-    Each is `torch.randn((height, width))` at its level, drawn one by one as the decoder runs. A whole picture has one
-    set: tiles take their part of it. `fresh` draws a set for each tile instead, as diffusers' tiling does.
+    Each is `torch.randn((height, width))` at its level, drawn one by one as the decoder runs. The whole picture has
+    one set, `whole`, of which tiles take their part; `fresh` draws a set for each tile, as diffusers' tiling does.
 
     Source: diffusers `LTXVideoResnetBlock3d.forward`.
     """
 
     def __init__(self, levels: tuple[NoiseLevel, ...], generator: Generator, latents: Array, *, fresh: bool) -> None:
         self._levels, self._generator, self._fresh = levels, generator, fresh
-        self._whole = {} if fresh else self._draw(latents.shape[3], latents.shape[4])
+        self.whole = {} if fresh else self._draw(latents.shape[3], latents.shape[4])
 
     def of(self, tile: Tile) -> dict[str, Array]:
         """(maps, S*h, S*w) by input."""
@@ -102,7 +102,7 @@ class InjectedNoise:
         if self._fresh:
             return self._draw(rows.stop - rows.start, columns.stop - columns.start)
         return {
-            f"noise_{scale}": self._whole[f"noise_{scale}"][
+            f"noise_{scale}": self.whole[f"noise_{scale}"][
                 :, scale * rows.start : scale * rows.stop, scale * columns.start : scale * columns.stop
             ]
             for scale, _ in self._levels
