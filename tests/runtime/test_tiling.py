@@ -92,7 +92,7 @@ def test_every_place_gets_its_own_value(settings: dict[str, Any], sides: Sides, 
     assert all(piece.shape[2] for piece in pieces)
     whole = picture([range(side) for side in makes])
     if decoding and settings.get("mode") == "diffusers" and len(pieces) > 1:
-        # diffusers drops the last frame of a later tile, where the first is the one too many: all of it is a frame late.
+        # diffusers drops a later tile's last frame, where its first is the one too many: it is all a frame late.
         assert sum(piece.shape[2] for piece in pieces) == makes[0]
         return
     np.testing.assert_allclose(np.concatenate(pieces, axis=2), whole, rtol=5 * ROUNDING, atol=ROUNDING)
