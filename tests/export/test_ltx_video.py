@@ -122,9 +122,9 @@ def test_noise_at_a_level_without_an_input_is_refused() -> None:
 
 @pytest.mark.parametrize("config", [{}, VAE_091, VAE_095], ids=["0.9.0", "0.9.1", "0.9.5"])
 def test_the_widest_activations_of_real_vaes(config: dict) -> None:
-    """128 channels at a quarter of the picture's side, in both halves."""
+    """128 channels at a quarter of the picture's side, in both halves; before an upsampler drops it, one frame more."""
     widest = ltx_video.widest_activations(ltx_video._complete(AutoencoderKLLTXVideo, config))
-    assert widest == {"vae_encoder": 128 / 16, "vae_decoder": 128 / 16}
+    assert widest == pytest.approx({"vae_encoder": 128 / 16, "vae_decoder": 128 / 16}, rel=2 / 65)
 
 
 def test_patches_larger_than_one_are_refused(configured: Callable[..., Source]) -> None:

@@ -79,7 +79,7 @@ def test_causal_convolution(causal: bool, kernel: Any, frames: int) -> None:
 def test_noise_maps_in_place_of_draws(conditioned: bool) -> None:
     torch.manual_seed(0)
     settings: dict[str, Any] = {
-        "latent_channels": 4, "decoder_block_out_channels": (4, 8), "decoder_layers_per_block": (1, 2, 1),
+        "latent_channels": 4, "decoder_block_out_channels": (8, 16), "decoder_layers_per_block": (1, 2, 1),
         "decoder_spatio_temporal_scaling": (True, True), "decoder_inject_noise": (True, True, True),
         "upsample_residual": (True, True), "upsample_factor": (2, 2), "timestep_conditioning": conditioned,
     }  # fmt: skip

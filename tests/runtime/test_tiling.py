@@ -121,7 +121,8 @@ def test_seamless_is_a_weighted_mean_of_tiles(settings: dict[str, Any]) -> None:
             weight[slice(*axis.counts(i))] = axis.window(i)
         places = np.ix_(*made(tile, decoding=True))
         product = np.einsum("t,y,x->tyx", *weights)[places]
-        expected[(slice(None), slice(None), *places)] += kept[tile] * product
+        for video, channel in np.ndindex(2, 3):
+            expected[video, channel][places] += kept[tile][video, channel] * product
     np.testing.assert_allclose(got, expected, atol=5 * ROUNDING, rtol=0)
 
 
@@ -244,7 +245,7 @@ def run(limit, *sides):
 
 run(None, 1, 1, 1)  # loads the network
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-frames = run(limit, 30, 7, 7)
+frames = run(limit, 100, 7, 7)
 after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print(json.dumps([frames, (after - before) * 1024]))
 """
@@ -253,14 +254,14 @@ print(json.dumps([frames, (after - before) * 1024]))
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ru_maxrss is in KiB on Linux")
 def test_a_decode_stays_within_its_limit(tiny_bundle: Path) -> None:
     """Of the tiny decoder, on ONNX Runtime, in a process of its own: the peak of its resident memory."""
-    limit = 420 * 2**20
+    limit = 600 * 2**20
 
     def growth(limit: int | None) -> int:
         done = subprocess.run(
             [sys.executable, "-c", SCRIPT, tiny_bundle, json.dumps(limit)], check=True, capture_output=True, text=True
         )
         frames, growth = json.loads(done.stdout)
-        assert frames == 8 * 29 + 1
+        assert frames == 8 * 99 + 1
         return int(growth)
 
     assert growth(limit) <= limit < growth(None)
