@@ -58,6 +58,7 @@ TRANSFORMER_RULES = (
 VAE_RULES = (
     ("scale_shift_table", 0.0, 0.3),
     ("norm3.weight", 1.0, 0.2),
+    ("per_channel_scale", 0.0, 0.5),  # of the injected noise; diffusers starts them at 0
     (".bias", 0.0, 0.1),
 )
 UPSAMPLER_RULES = (
@@ -179,28 +180,39 @@ def tiny_transformer(*, layers: int, seed: int) -> Any:
     return transformer
 
 
-def tiny_vae(*, timestep_conditioning: bool, seed: int) -> Any:
-    """Build a VAE in the form of 0.9.5: (B, 3, 8k+1, 32h, 32w) to (B, 16, k+1, h, w) and back."""
-    vae: Any = AutoencoderKLLTXVideo(
-        latent_channels=LATENT_CHANNELS,
-        block_out_channels=(4, 8, 16, 32, 32),
-        down_block_types=("LTXVideo095DownBlock3D",) * 4,
-        layers_per_block=(1, 1, 1, 1, 1),
-        spatio_temporal_scaling=(True,) * 4,
-        downsample_type=("spatial", "temporal", "spatiotemporal", "spatiotemporal"),
-        decoder_block_out_channels=(8, 16, 32),
-        decoder_layers_per_block=(1, 2, 1, 1),
-        decoder_spatio_temporal_scaling=(True,) * 3,
-        decoder_inject_noise=(False,) * 4,
-        upsample_residual=(True,) * 3,
-        upsample_factor=(2,) * 3,
-        timestep_conditioning=timestep_conditioning,
-        patch_size=4,
-        encoder_causal=True,
-        decoder_causal=False,
-        spatial_compression_ratio=32,
-        temporal_compression_ratio=8,
-    )
+# 0.9.5's; 0.9.1 has the encoder of 0.9.0, strided convolutions, and a decoder that injects noise.
+VAE: dict[str, Any] = {
+    "latent_channels": LATENT_CHANNELS,
+    "block_out_channels": (4, 8, 16, 32, 32),
+    "down_block_types": ("LTXVideo095DownBlock3D",) * 4,
+    "layers_per_block": (1, 1, 1, 1, 1),
+    "spatio_temporal_scaling": (True,) * 4,
+    "downsample_type": ("spatial", "temporal", "spatiotemporal", "spatiotemporal"),
+    "decoder_block_out_channels": (8, 16, 32),
+    "decoder_layers_per_block": (1, 2, 1, 1),
+    "decoder_spatio_temporal_scaling": (True,) * 3,
+    "decoder_inject_noise": (False,) * 4,
+    "upsample_residual": (True,) * 3,
+    "upsample_factor": (2,) * 3,
+    "patch_size": 4,
+    "encoder_causal": True,
+    "decoder_causal": False,
+    "spatial_compression_ratio": 32,
+    "temporal_compression_ratio": 8,
+}
+VAE_091: dict[str, Any] = VAE | {
+    "block_out_channels": (4, 8, 16, 16),
+    "down_block_types": ("LTXVideoDownBlock3D",) * 4,
+    "spatio_temporal_scaling": (True, True, True, False),
+    "downsample_type": ("conv",) * 4,
+    "decoder_inject_noise": (True, True, True, False),
+}
+
+
+def tiny_vae(*, timestep_conditioning: bool, seed: int, inject_noise: bool = False) -> Any:
+    """Build a VAE in the form of 0.9.5 or 0.9.1: (B, 3, 8k+1, 32h, 32w) to (B, 16, k+1, h, w) and back."""
+    config = VAE_091 if inject_noise else VAE
+    vae: Any = AutoencoderKLLTXVideo(**config, timestep_conditioning=timestep_conditioning)
     fill(vae, VAE_RULES, seed)
     generator = torch.Generator("cpu").manual_seed(seed)
     vae.latents_mean.copy_(0.3 * torch.randn(LATENT_CHANNELS, generator=generator))
@@ -249,6 +261,7 @@ def make_tiny_checkpoint(
     *,
     seed: int = 0,
     timestep_conditioning: bool = True,
+    inject_noise: bool = False,
     dtype: str = "float32",
     scheduler: dict[str, Any] | None = None,
     layers: int = 2,
@@ -259,6 +272,7 @@ def make_tiny_checkpoint(
 
     Args:
         timestep_conditioning: whether the VAE's decoder takes a timestep, as 0.9.1 and later do.
+        inject_noise: whether the VAE is 0.9.1's, whose decoder draws noise, instead of 0.9.5's.
         dtype: what the weights are stored as: float32, float16 or bfloat16.
         scheduler: overrides of the scheduler's configuration.
         layers: transformer blocks.
@@ -274,7 +288,7 @@ def make_tiny_checkpoint(
     vocabulary = -(-len(tokenizer) // 64) * 64
     pipeline: Any = LTXPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(**{**SCHEDULER, **(scheduler or {})}),
-        vae=tiny_vae(timestep_conditioning=timestep_conditioning, seed=seed),
+        vae=tiny_vae(timestep_conditioning=timestep_conditioning, seed=seed, inject_noise=inject_noise),
         text_encoder=tiny_text_encoder(vocabulary=vocabulary, seed=seed),
         tokenizer=tokenizer,
         transformer=tiny_transformer(layers=layers, seed=seed),

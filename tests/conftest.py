@@ -94,6 +94,19 @@ def plain_bundle(shared: Callable[..., Path], plain_source: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def noisy_source(shared: Callable[..., Path]) -> Path:
+    """A tiny checkpoint whose decoder injects noise (LTX-Video 0.9.1)."""
+    make = load_script("make_tiny_checkpoint").make_tiny_checkpoint
+    return shared("noisy-source", lambda path: make(path, seed=2, inject_noise=True))
+
+
+@pytest.fixture(scope="session")
+def noisy_bundle(shared: Callable[..., Path], noisy_source: Path) -> Path:
+    """`noisy_source`, exported. Read only."""
+    return shared("noisy-bundle", lambda path: _export(noisy_source, path))
+
+
+@pytest.fixture(scope="session")
 def tiny_upscaler(shared: Callable[..., Path]) -> Path:
     """A spatial upsampler for `tiny_source`, as an LTXLatentUpsamplePipeline."""
     return shared("tiny-upscaler", load_script("make_tiny_checkpoint").make_tiny_upscaler)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKLLTXVideo, LTXVideoTransformer3DModel
+from diffusers.models.autoencoders.autoencoder_kl_ltx import LTXVideoCausalConv3d
 from diffusers.pipelines.ltx.modeling_latent_upsampler import LTXLatentUpsamplerModel
 from torch import Tensor, nn
 from transformers import T5Config, T5EncoderModel
@@ -16,7 +17,7 @@ from transformers import T5Config, T5EncoderModel
 from telecine.errors import SourceError
 from telecine_export import ltx_upsampler
 from telecine_export.graphs import GraphSpec
-from telecine_export.patches import patch_ltx_transformer, patch_ltx_vae, patch_t5
+from telecine_export.patches import patch_ltx_noise, patch_ltx_transformer, patch_ltx_vae, patch_t5
 from telecine_export.source import Source
 from telecine_export.upscaler import LATENT_UPSAMPLER
 
@@ -84,17 +85,35 @@ class VaeEncoderGraph(nn.Module):
         return self.encoder(video.to(self.dtype))[:, : self.channels].float()
 
 
+# Values per latent along a side at the levels of a decoder that upsamples three times, as every published one does.
+NOISE_SCALES = (1, 2, 4, 8)
+
+
 class VaeDecoderGraph(nn.Module):
-    """(B, C, F, H, W) denormalised latents → (B, 3, 8F-7, 32H, 32W) video in [-1, 1]."""
+    """(B, C, F, H, W) denormalised latents → (B, 3, 8F-7, 32H, 32W) video in [-1, 1].
+
+    A decoder that injects noise takes it as `noise_S` (maps, S*H, S*W), one input a level: the maps that diffusers
+    draws where its features have S by S values per latent, in the order of the draws. All videos share them.
+    """
 
     def __init__(self, config: Config, dtype: torch.dtype) -> None:
         super().__init__()
         self.decoder = AutoencoderKLLTXVideo.from_config(config).decoder.eval().to(dtype)
         patch_ltx_vae(self.decoder)
+        self.maps = patch_ltx_noise(self.decoder)
         self.dtype = dtype
 
-    def forward(self, latents: Tensor, timestep: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        latents: Tensor,
+        timestep: Tensor | None = None,
+        noise_1: Tensor | None = None,
+        noise_2: Tensor | None = None,
+        noise_4: Tensor | None = None,
+        noise_8: Tensor | None = None,
+    ) -> Tensor:
         temb = None if timestep is None else timestep.to(self.dtype)
+        self.maps.levels = dict(zip(NOISE_SCALES, (noise_1, noise_2, noise_4, noise_8), strict=True))
         return self.decoder(latents.to(self.dtype), temb).float()
 
 
@@ -178,12 +197,6 @@ def graphs(source: Source) -> list[GraphSpec]:
             expected="1 and 1, as every published LTX-Video has",
             fix="This transformer cannot be exported.",
         )
-    if any(vae_config["decoder_inject_noise"]):
-        raise SourceError(
-            f"{source.root}/vae injects noise into its decoder (LTX-Video 0.9.1)",
-            expected="a VAE of 0.9.0, or of 0.9.5 and later",
-            fix="Export another release; 0.9.1's noise maps are not exported yet.",
-        )
     specs = [
         text_encoder(source.config("text_encoder")),
         transformer(transformer_config),
@@ -211,6 +224,8 @@ def host(source: Source) -> dict[str, Any]:
         "text_channels": transformer_config["caption_channels"],
         "transformer_blocks": transformer_config["num_layers"],
         "timestep_conditioning": vae_config["timestep_conditioning"],
+        "decoder_noise": [{"scale": scale, "maps": maps} for scale, maps in decoder_noise(vae_config).items()],
+        "widest_activations": widest_activations(vae_config),
         "scaling_factor": vae_config["scaling_factor"],
         **statistics,
         "rope_frequencies": rope_frequencies(transformer_config).tolist(),
@@ -307,6 +322,10 @@ def vae_decoder(config: Config) -> GraphSpec:
     if config["timestep_conditioning"]:
         sample["timestep"] = torch.zeros(2)
         axes["timestep"] = {0: "batch"}
+    for scale, maps in decoder_noise(config).items():
+        height, width = (scale * side for side in sample["latents"].shape[3:])
+        sample[f"noise_{scale}"] = torch.zeros(maps, height, width)
+        axes[f"noise_{scale}"] = {1: f"{scale}*latent_height", 2: f"{scale}*latent_width"}
     frames = f"{temporal}*latent_frames-{temporal - 1}"
     return GraphSpec(
         component="vae_decoder",
@@ -317,6 +336,50 @@ def vae_decoder(config: Config) -> GraphSpec:
         output_shape=("batch", 3, frames, f"{spatial}*latent_height", f"{spatial}*latent_width"),
         checkpoint="vae",
     )
+
+
+def decoder_noise(vae: Config) -> dict[int, int]:
+    """How many noise maps the decoder draws at each scale (values of a map per latent along a side), in that order.
+
+    Raises:
+        SourceError: a level that the graph has no input for.
+    """
+    if not any(vae["decoder_inject_noise"]):
+        return {}
+    with torch.device("meta"):
+        decoder = AutoencoderKLLTXVideo.from_config(vae).decoder
+    counts = patch_ltx_noise(decoder).counts
+    if not set(counts) <= set(NOISE_SCALES):
+        raise SourceError(
+            f"a VAE whose decoder injects noise at {', '.join(map(str, counts))} values per latent",
+            expected=f"some of {', '.join(map(str, NOISE_SCALES))}, as LTX-Video 0.9.1 has",
+            fix="This VAE cannot be exported.",
+        )
+    return counts
+
+
+def widest_activations(vae: Config) -> dict[str, float]:
+    """Values of the largest activation of each half of the VAE, per pixel of the video: what tiles are sized by."""
+    with torch.device("meta"):
+        model = AutoencoderKLLTXVideo.from_config(vae).eval()
+    temporal, spatial = compression_ratios(vae)
+    video = torch.empty(1, 3, 8 * temporal + 1, 2 * spatial, 2 * spatial, device="meta")
+    latents = torch.empty(1, vae["latent_channels"], 9, 2, 2, device="meta")
+    sizes: list[int] = []
+    for module in model.modules():
+        if isinstance(module, LTXVideoCausalConv3d):
+            module.register_forward_hook(lambda _, inputs, output: sizes.extend((inputs[0].numel(), output.numel())))
+    widest = {}
+    runs = {
+        "vae_encoder": lambda: model.encoder(video),
+        "vae_decoder": lambda: model.decoder(latents, torch.empty(1, device="meta")),
+    }
+    with torch.no_grad():
+        for name, run in runs.items():
+            sizes.clear()
+            run()
+            widest[name] = max(sizes) / video[0, 0].numel()
+    return widest
 
 
 def compression_ratios(vae: Config) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.autoencoders.autoencoder_kl_ltx import LTXVideoCausalConv3d
+from diffusers.models.autoencoders.autoencoder_kl_ltx import LTXVideoCausalConv3d, LTXVideoResnetBlock3d
 from diffusers.models.embeddings import Timesteps
 from diffusers.models.transformers.transformer_ltx import LTXAttention, LTXVideoTransformerBlock
 from torch import Tensor, nn
@@ -197,6 +197,72 @@ def patch_ltx_vae(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, LTXVideoCausalConv3d):
             module.forward = partial(_causal_conv, module)  # type: ignore[method-assign]
+
+
+class NoiseMaps:
+    """Maps of the decoder call being traced, by level: what `torch.randn` gives diffusers' resnets one by one.
+
+    A level is a resolution, told by its scale: pixels of a map per latent along a side. Its maps are stacked in the
+    order in which the decoder draws them.
+    """
+
+    def __init__(self) -> None:
+        self.counts: dict[int, int] = {}
+        self.levels: dict[int, Tensor | None] = {}
+
+    def reserve(self, scale: int) -> int:
+        """The next map of a level, by its place in the stack."""
+        self.counts[scale] = self.counts.get(scale, 0) + 1
+        return self.counts[scale] - 1
+
+    def noise(self, scale: int, index: int) -> Tensor:
+        """(1, 1, 1, height, width): one map serves every video, channel and frame."""
+        maps = self.levels.get(scale)
+        if maps is None:
+            raise RuntimeError(f"NoiseMaps.levels[{scale}] must be set before the decoder is called")
+        return maps[index][None, None, None]
+
+
+def _noisy_resnet(
+    resnet: LTXVideoResnetBlock3d,
+    maps: NoiseMaps,
+    scale: int,
+    places: tuple[int, int],
+    inputs: Tensor,
+    temb: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """LTXVideoResnetBlock3d.forward of equal widths, with its two draws taken from `maps`."""
+    strengths: Any = (resnet.per_channel_scale1, resnet.per_channel_scale2)
+    shifts_and_scales: tuple[tuple[Tensor, Tensor] | None, ...] = (None, None)
+    if resnet.scale_shift_table is not None and temb is not None:
+        rows = temb.unflatten(1, (4, -1)) + resnet.scale_shift_table[None, ..., None, None, None]
+        shift_1, scale_1, shift_2, scale_2 = rows.unbind(dim=1)
+        shifts_and_scales = ((shift_1, scale_1), (shift_2, scale_2))
+    states = inputs
+    halves = ((resnet.norm1, resnet.conv1), (resnet.norm2, resnet.conv2))
+    for (norm, conv), modulation, strength, place in zip(halves, shifts_and_scales, strengths, places, strict=True):
+        states = norm(states.movedim(1, -1)).movedim(-1, 1)
+        if modulation is not None:
+            states = states * (1 + modulation[1]) + modulation[0]
+        states = conv(resnet.nonlinearity(states))
+        states = states + maps.noise(scale, place).to(states.dtype) * strength[None, :, None]
+    return states + inputs
+
+
+def patch_ltx_noise(decoder: Any) -> NoiseMaps:
+    """Let an LTXVideoDecoder3d take the noise that its resnets draw (`inject_noise`); returns where to put it."""
+    maps = NoiseMaps()
+    scale = 1
+    # In the order in which they run; an up block's `conv_in` never injects: diffusers cannot run such a block.
+    for block in (decoder.mid_block, *decoder.up_blocks):
+        for upsampler in getattr(block, "upsamplers", None) or ():
+            scale *= upsampler.stride[1]
+        for resnet in block.resnets:
+            if resnet.per_channel_scale1 is not None:
+                places = (maps.reserve(scale), maps.reserve(scale))
+                resnet.forward = partial(_noisy_resnet, resnet, maps, scale, places)
+    return maps
 
 
 def _bucket_by_bounds(bounds: list[int], relative_position: Tensor, **unused: object) -> Tensor:

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
         SourceError,
         TelecineError,
     )
-    from telecine.pipeline import Pipeline, Result, load
+    from telecine.pipeline import Pipeline, load
+    from telecine.results import FrameStream, Result
 
 __all__ = [
     "BackendError",
@@ -33,6 +34,7 @@ __all__ = [
     "Cancelled",
     "Condition",
     "EngineError",
+    "FrameStream",
     "OnnxRuntimeOptions",
     "Pipeline",
     "RequestError",
@@ -45,9 +47,10 @@ __all__ = [
 _HOMES = {
     "Bundle": "bundle",
     "Condition": "condition",
+    "FrameStream": "results",
     "OnnxRuntimeOptions": "backends.onnxruntime",
     "Pipeline": "pipeline",
-    "Result": "pipeline",
+    "Result": "results",
     "load": "pipeline",
 }
 

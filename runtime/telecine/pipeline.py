@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
+import inspect
 import threading
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
-import numpy as np
 import numpy.typing as npt
 
 from telecine.backends.base import out_of_memory
@@ -25,13 +22,18 @@ from telecine.errors import BackendError, RequestError
 from telecine.families import FAMILIES
 from telecine.families.base import Family, Output, Stage
 from telecine.models import LoadedModels
-from telecine.pixels import to_uint8
 from telecine.request import Request
+from telecine.results import FrameStream, Result, stopwatch
 from telecine.second_stage import SecondStage
 from telecine.upscale_request import UpscaleRequest
-from telecine.video import check_output_path, save_video
 
 BACKENDS = ("auto", "onnxruntime")
+
+
+class Make(Protocol):
+    """A run with everything decided but who times its stages."""
+
+    def __call__(self, *, stage: Stage) -> Output: ...
 
 
 def load(
@@ -59,63 +61,6 @@ def load(
     if kind not in ("auto", "cpu", "cuda") or (colon and (kind != "cuda" or not index.isdecimal())):
         raise BackendError(f"device {device!r}", expected="auto, cpu, cuda or cuda:N", fix="Use 'cpu'.")
     return Pipeline(LoadedModels(Bundle.open(path), device=device, options=options or OnnxRuntimeOptions()))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Result:
-    """What a run made.
-
-    `frames`: (B, num_frames, height, width, 3), float32 in [0, 1] or uint8. `latents`: as the same diffusers pipeline
-    returns them. `timings`: seconds by stage. `seeds`: what to pass to get the same video again.
-    """
-
-    frames: npt.NDArray[Any] | None
-    latents: npt.NDArray[Any] | None
-    frame_rate: float
-    seeds: tuple[int, ...]
-    timings: Mapping[str, float]
-
-    def save(self, path: str | Path, *, frame_rate: float | None = None, quality: int | None = None) -> list[Path]:
-        """Write each video (`.mp4`, `.webm`, `.gif`, or PNGs as `folder/%05d.png`); several get `-0`, `-1`, ... names.
-
-        Raises:
-            RequestError: there are no frames, the path cannot be written, or its format lacks the rate or quality.
-            BackendError: PyAV is missing or fails, or memory runs out.
-        """
-        if self.frames is None:
-            raise RequestError(
-                "this result holds latents", expected="frames to save", fix="Generate with output_type='np' or 'uint8'."
-            )
-        rate = self.frame_rate if frame_rate is None else frame_rate
-        paths = numbered(path, len(self.frames))
-        for target in paths:  # all of them, before the first is written
-            check_output_path(target, frame_rate=rate, quality=quality)
-        try:
-            for video, target in zip(self.frames, paths, strict=True):
-                pixels = video if video.dtype == np.uint8 else to_uint8(video[np.newaxis])[0]
-                save_video(pixels, target, frame_rate=rate, quality=quality)
-        except MemoryError as error:
-            raise out_of_memory(f"saving {path}: {error or 'a frame'}") from error
-        return paths
-
-
-def numbered(path: str | Path, count: int) -> list[Path]:
-    """One path a video: the path itself for one, `name-0.mp4`, `name-1.mp4`, ... for several.
-
-    Raises:
-        RequestError: no name to number.
-    """
-    output = Path(os.path.expanduser(path))
-    if count == 1:
-        return [output]
-    named = output.parent if output.suffix.lower() == ".png" else output  # each PNG sequence has a folder
-    if named.name in ("", ".."):
-        raise RequestError(
-            f"{path} for {count} videos", expected="a name that takes numbers", fix="Use out.mp4 or frames/%05d.png."
-        )
-    if named is output:
-        return [output.with_name(f"{output.stem}-{i}{output.suffix}") for i in range(count)]
-    return [named.with_name(f"{named.name}-{i}") / output.name for i in range(count)]
 
 
 class Pipeline:
@@ -163,6 +108,12 @@ class Pipeline:
         output_type: str | None = None,
         max_sequence_length: int | None = None,
         second_stage: Mapping[str, Any] | None = None,
+        tiling: str | None = None,
+        tile_size: int | None = None,
+        tile_stride: int | None = None,
+        tile_frames: int | None = None,
+        tile_frame_stride: int | None = None,
+        memory_limit: int | str | None = None,
         pipeline: str | None = None,
         preset: str | None = None,
         callback: Callback | None = None,
@@ -183,6 +134,10 @@ class Pipeline:
         `image` (one, or a list with one a video) and `conditions` choose the pipeline that takes them, where the
         bundle's own does not.
 
+        `memory_limit` (bytes, or "8GiB") is what decoding may add to the loaded networks and to the frames that are
+        done; it chooses tiles. `tiling` is "auto", "off", "seamless" or "diffusers"; sizes of tiles are in pixels and
+        frames, context included.
+
         Raises:
             RequestError: a parameter is wrong, or another request is running.
             BundleError: the bundle lacks what the request needs.
@@ -190,21 +145,21 @@ class Pipeline:
             Cancelled: the callback stopped the run.
         """
         asked = dict(locals())  # first of all: it holds the parameters and nothing else
-        for name in ("self", "pipeline", "preset", "callback", "second_stage"):
-            del asked[name]
-        start = time.perf_counter()
-        self._models.check_open()
-        given = {name for name, value in asked.items() if value is not None}
-        name = self._family.choose(self.bundle.manifest.pipeline, given, asked=pipeline)
-        spec = self._family.pipelines[name]
-        settings = self._family.settings(name, self._preset(preset))
-        second = SecondStage.resolve(second_stage, settings.pop("second_stage", None))
-        request = Request.resolve(asked, settings, spec.defaults)
-        run = spec.run if second is None else partial(self._family.two_stage, spec, second)
-        timings: dict[str, float] = {}
-        with self._running():
-            output = run(self._models, request, stage=_stopwatch(timings), callback=callback)
-        return _result(output, request.frame_rate, timings, start)
+        del asked["self"]
+        return self._whole(*self._generation(asked))
+
+    def stream(self, prompt: str | Sequence[str] | None = None, **parameters: Any) -> FrameStream:
+        """The frames of `generate`, bit for bit, in pieces along time: each is decoded when it is asked for.
+
+        Takes the parameters of `generate`. The denoising is done when this returns. Pieces are shorter than the video
+        where `memory_limit` or `tiling` cut it in time. The pipeline is busy until the last piece is out, or the
+        stream is closed.
+
+        Raises:
+            RequestError: as `generate`; or `output_type` is "latent".
+            BundleError, BackendError, Cancelled: as `generate`.
+        """
+        return self._stream(*self._generation(_asked(_GENERATE, self, prompt, parameters)))
 
     def upscale(
         self,
@@ -220,13 +175,19 @@ class Pipeline:
         decode_noise_scale: float | Sequence[float] | None = None,
         seed: int | Sequence[int] | None = None,
         output_type: str | None = None,
+        tiling: str | None = None,
+        tile_size: int | None = None,
+        tile_stride: int | None = None,
+        tile_frames: int | None = None,
+        tile_frame_stride: int | None = None,
+        memory_limit: int | str | None = None,
     ) -> Result:
         """(B, num_frames, height, width, 3) frames, larger as the bundle's upsampler makes them, from smaller ones.
 
         Parameters are those of diffusers' `LTXLatentUpsamplePipeline`. `video` is a path, frames (F, H, W, 3) or a
         list of images, and is resized to `height` and `width` first (none: its own); or `latents`, (B, C, F, H, W) and
         normalised. `seed` is for the posterior of a video's latents, and the decoder's noise. `frame_rate` is the
-        result's; none keeps a file's duration.
+        result's; none keeps a file's duration. `memory_limit` and tiles are as in `generate`.
 
         Raises:
             RequestError: a parameter is wrong, or another request is running.
@@ -235,15 +196,78 @@ class Pipeline:
         """
         asked = dict(locals())  # first of all: it holds the parameters and nothing else
         del asked["self"]
-        start = time.perf_counter()
+        return self._whole(*self._upscaling(asked))
+
+    def stream_upscaled(self, video: Any = None, **parameters: Any) -> FrameStream:
+        """The frames of `upscale`, bit for bit, in pieces along time; see `stream`.
+
+        Raises:
+            RequestError: as `upscale`; or `output_type` is "latent".
+            BundleError, BackendError: as `upscale`.
+        """
+        return self._stream(*self._upscaling(_asked(_UPSCALE, self, video, parameters)))
+
+    def _generation(self, asked: dict[str, Any]) -> tuple[Request, Make]:
+        """The request that the parameters of `generate` come to, and what runs it."""
+        self._models.check_open()
+        pipeline, preset, callback, second_stage = (
+            asked.pop(name, None) for name in ("pipeline", "preset", "callback", "second_stage")
+        )
+        given = {name for name, value in asked.items() if value is not None}
+        name = self._family.choose(self.bundle.manifest.pipeline, given, asked=pipeline)
+        spec = self._family.pipelines[name]
+        settings = self._family.settings(name, self._preset(preset))
+        second = SecondStage.resolve(second_stage, settings.pop("second_stage", None))
+        request = Request.resolve(asked, settings, spec.defaults)
+        run = spec.run if second is None else partial(self._family.two_stage, spec, second)
+        return request, partial(run, self._models, request, callback=callback)
+
+    def _upscaling(self, asked: dict[str, Any]) -> tuple[UpscaleRequest, Make]:
+        """As `_generation`, for the parameters of `upscale`."""
         self._models.check_open()
         upscaler = self._family.upscaler
         request = UpscaleRequest.resolve(asked, upscaler.defaults)
+        return request, partial(upscaler.run, self._models, request)
+
+    def _stream(self, request: Request | UpscaleRequest, make: Make) -> FrameStream:
+        if request.output_type == "latent":
+            raise RequestError(
+                "a stream of latents", expected="frames", fix="Use generate or upscale for output_type='latent'."
+            )
         timings: dict[str, float] = {}
-        with self._running():
-            output = upscaler.run(self._models, request, stage=_stopwatch(timings))
-        assert output.frame_rate is not None
-        return _result(output, output.frame_rate, timings, start)
+        run = self._run(make, timings)
+        output = next(run)
+        return FrameStream(run, output, _rate(output, request), timings)
+
+    def _whole(self, request: Request | UpscaleRequest, make: Make) -> Result:
+        timings: dict[str, float] = {}
+        run = self._run(make, timings)
+        output = next(run)
+        frames = None
+        with closing(run):
+            if output.frames is not None:
+                frames = FrameStream(run, output, _rate(output, request), timings).whole()
+        return Result(
+            frames=frames,
+            latents=output.latents,
+            frame_rate=_rate(output, request),
+            seeds=output.seeds,
+            timings=timings,
+        )
+
+    def _run(self, make: Make, timings: dict[str, float]) -> Generator[Any, None, None]:
+        """First the run's `Output`, then its frames in pieces. Closed or dropped, it lets the next request in."""
+        stage = stopwatch(timings)
+        with stage("total"), self._running():
+            output = make(stage=stage)
+            yield output
+            while output.frames is not None:
+                with stage("decode"):
+                    piece = next(output.frames.pieces, None)
+                if piece is None:
+                    return
+                yield piece
+                del piece  # or it would live on while the next one is made
 
     def clone(self) -> Pipeline:
         """A pipeline for another thread; a network that several of them use is loaded once.
@@ -294,26 +318,18 @@ class Pipeline:
         return presets[name] if name else {}
 
 
-def _result(output: Output, frame_rate: float, timings: dict[str, float], start: float) -> Result:
-    timings["total"] = time.perf_counter() - start
-    return Result(
-        frames=output.frames,
-        latents=output.latents,
-        frame_rate=frame_rate,
-        seeds=output.seeds,
-        timings=timings,
-    )
+def _asked(signature: inspect.Signature, pipeline: Pipeline, first: Any, parameters: dict[str, Any]) -> dict[str, Any]:
+    """Parameters by name; a TypeError for what the method lacks."""
+    asked = dict(signature.bind(pipeline, first, **parameters).arguments)
+    del asked["self"]
+    return asked
 
 
-def _stopwatch(timings: dict[str, float]) -> Stage:
-    """A `Stage` that adds each stage's seconds to `timings`."""
+def _rate(output: Output, request: Request | UpscaleRequest) -> float:
+    rate = output.frame_rate or request.frame_rate
+    assert rate is not None
+    return rate
 
-    @contextmanager
-    def stage(name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            timings[name] = timings.get(name, 0.0) + time.perf_counter() - start
 
-    return stage
+_GENERATE = inspect.signature(Pipeline.generate)
+_UPSCALE = inspect.signature(Pipeline.upscale)

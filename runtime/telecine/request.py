@@ -21,6 +21,7 @@ from telecine.condition import Condition, ImageInput
 from telecine.errors import BundleError
 from telecine.guidance import STG_MODES
 from telecine.per_step import listed
+from telecine.tiling.options import TilingParameters
 
 # Far above what anyone asks for, far below what overflows an array's size or stops the process in native code.
 MAX_COUNT = 10**6
@@ -30,7 +31,7 @@ Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class Request(TilingParameters):
     """One call of `generate`, with diffusers' names; a family's pipeline gives the defaults."""
 
     prompt: str | Sequence[str] | None = None
@@ -87,6 +88,7 @@ class Request:
         request._check_texts()
         request._check_arrays()
         request._check_size()
+        request.tiling_options()
         return request
 
     def changed(self, **changes: Any) -> Request:

@@ -11,12 +11,13 @@ import numpy.typing as npt
 
 from telecine.checks import check, check_output_type, check_range, floats, is_number, numbers_of, seeds_of
 from telecine.request import MAX_PIXELS
+from telecine.tiling.options import TilingParameters
 
 Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class UpscaleRequest:
+class UpscaleRequest(TilingParameters):
     """One call of `upscale`, with diffusers' names; `video` is whatever `load_frames` takes."""
 
     video: Any = None
@@ -54,6 +55,7 @@ class UpscaleRequest:
             "Use 24 or 25.",
         )
         check_output_type(request.output_type)
+        request.tiling_options()
         if request.latents is not None:
             shape = floats("latents", request.latents).shape
             check(

@@ -132,9 +132,39 @@ def test_a_decoder_without_a_timestep_has_no_such_input(configured: Callable[...
     assert set(specs["vae_decoder"].sample) == {"latents"}
 
 
-def test_what_the_contracts_do_not_cover_is_refused(configured: Callable[..., Source]) -> None:
-    with pytest.raises(SourceError, match=r"injects noise into its decoder \(LTX-Video 0.9.1\)"):
-        ltx_video.graphs(configured(VAE_091))
+def test_injected_noise_is_an_input_a_level(configured: Callable[..., Source]) -> None:
+    """What diffusers' own decoder of 0.9.1 draws, one map at a time: 36 of them."""
+    source = configured(VAE_091)
+    specs = {spec.component: spec for spec in ltx_video.graphs(source)}
+    spec = specs["vae_decoder"]
+    assert {name: len(tensor) for name, tensor in spec.sample.items() if name.startswith("noise_")} == {
+        "noise_2": 14, "noise_4": 12, "noise_8": 10,
+    }  # fmt: skip
+    assert spec.axes["noise_4"] == {1: "4*latent_height", 2: "4*latent_width"}
+    with torch.device("meta"):
+        vae: Any = AutoencoderKLLTXVideo(**VAE_091)
+    drawn: list[tuple[int, ...]] = []
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        randn = torch.randn
+        patch.setattr(torch, "randn", lambda shape, **options: (drawn.append(tuple(shape)), randn(shape, **options))[1])
+        vae.decoder(torch.empty(1, 128, 2, 3, 5, device="meta"), torch.empty(1, device="meta"))
+    counts = ltx_video.decoder_noise(ltx_video._complete(AutoencoderKLLTXVideo, VAE_091))
+    assert drawn == [(3 * scale, 5 * scale) for scale, maps in counts.items() for _ in range(maps)]
+
+
+def test_noise_at_a_level_without_an_input_is_refused() -> None:
+    config = VAE_091 | {"decoder_block_out_channels": [8, 16, 32, 64], "decoder_layers_per_block": [1] * 5}
+    config |= {"decoder_spatio_temporal_scaling": [True] * 4, "upsample_residual": [True] * 4}
+    config |= {"upsample_factor": [2] * 4, "decoder_inject_noise": [True] * 5, "patch_size": 2}
+    with pytest.raises(SourceError, match="injects noise at 1, 2, 4, 8, 16 values per latent"):
+        ltx_video.decoder_noise(ltx_video._complete(AutoencoderKLLTXVideo, config))
+
+
+@pytest.mark.parametrize("config", [{}, VAE_091, VAE_095], ids=["0.9.0", "0.9.1", "0.9.5"])
+def test_the_widest_activations_of_real_vaes(config: dict) -> None:
+    """128 channels at a quarter of the picture's side, in both halves; before an upsampler drops it, one frame more."""
+    widest = ltx_video.widest_activations(ltx_video._complete(AutoencoderKLLTXVideo, config))
+    assert widest == pytest.approx({"vae_encoder": 128 / 16, "vae_decoder": 128 / 16}, rel=2 / 65)
 
 
 def test_patches_larger_than_one_are_refused(configured: Callable[..., Source]) -> None:

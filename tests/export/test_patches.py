@@ -24,6 +24,7 @@ from telecine_export.patches import (
     TableRope,
     TorchTimesteps,
     computed_constants,
+    patch_ltx_noise,
     patch_ltx_transformer,
     patch_ltx_vae,
     patch_t5,
@@ -72,6 +73,34 @@ def test_causal_convolution(causal: bool, kernel: Any, frames: int) -> None:
     expected = conv(states)
     patch_ltx_vae(conv)
     assert torch.equal(conv(states), expected)
+
+
+@pytest.mark.parametrize("conditioned", [True, False], ids=["timestep", "no-timestep"])
+def test_noise_maps_in_place_of_draws(conditioned: bool) -> None:
+    torch.manual_seed(0)
+    settings: dict[str, Any] = {
+        "latent_channels": 4, "decoder_block_out_channels": (8, 16), "decoder_layers_per_block": (1, 2, 1),
+        "decoder_spatio_temporal_scaling": (True, True), "decoder_inject_noise": (True, True, True),
+        "upsample_residual": (True, True), "upsample_factor": (2, 2), "timestep_conditioning": conditioned,
+    }  # fmt: skip
+    decoder: Any = AutoencoderKLLTXVideo(**settings).decoder.eval()
+    for name, parameter in decoder.named_parameters():
+        if "per_channel_scale" in name:
+            torch.nn.init.normal_(parameter)  # diffusers starts them at 0
+    latents, timestep = torch.randn(2, 4, 2, 3, 5), torch.tensor([0.05, 0.3]) if conditioned else None
+    with torch.no_grad():
+        torch.manual_seed(7)
+        expected = decoder(latents, timestep)
+        names = list(decoder.state_dict())
+        maps = patch_ltx_noise(decoder)
+        assert list(decoder.state_dict()) == names
+        assert maps.counts == {1: 2, 2: 4, 4: 2}
+        torch.manual_seed(7)
+        maps.levels = {
+            scale: torch.stack([torch.randn(3 * scale, 5 * scale) for _ in range(count)])
+            for scale, count in maps.counts.items()
+        }
+        assert torch.equal(decoder(latents, timestep), expected)
 
 
 @pytest.mark.parametrize(("buckets", "reach"), [(32, 128), (16, 64), (8, 20), (64, 256)])

@@ -155,6 +155,13 @@ def plain_pair(plain_source: Path, plain_bundle: Path) -> Iterator[Pair]:
 
 
 @pytest.fixture(scope="module")
+def noisy_pair(noisy_source: Path, noisy_bundle: Path) -> Iterator[Pair]:
+    """0.9.1's decoder, which draws noise from torch's global generator: `run_theirs` seeds it as telecine does."""
+    with telecine.load(noisy_bundle) as ours:
+        yield Pair(ours, _reference(noisy_source))
+
+
+@pytest.fixture(scope="module")
 def pairs_of(kept_edited_bundle: Callable[..., Path]) -> Iterator[Callable[..., Pair]]:
     """`pairs_of(LTXConditionPipeline, source, bundle, shift=2.0)`: one checkpoint under another pipeline class."""
     opened: list[telecine.Pipeline] = []

@@ -7,17 +7,18 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
 import telecine
-from telecine import pipeline as pipeline_module
+from telecine import results
 from telecine.backends.onnxruntime import OnnxRuntimeSession
 from telecine.errors import BackendError, BundleError, Cancelled, RequestError
-from telecine.families.ltx_video import decode
-from telecine.pipeline import Pipeline, numbered
+from telecine.families.ltx_video import decode as decoding
+from telecine.pipeline import Pipeline
+from telecine.results import numbered
 
 SMALL: dict[str, Any] = {"height": 64, "width": 32, "num_frames": 9, "num_inference_steps": 2, "seed": 0}
 
@@ -104,6 +105,73 @@ class TestGenerate:
             pipe.generate("a", callback=lambda *_: np.zeros((1, 2, 3), np.float32), **SMALL)
 
 
+class TestStream:
+    # 9 latents of frames, in tiles of 7: three of them.
+    LONG: ClassVar[dict[str, Any]] = SMALL | {"height": 32, "num_frames": 65, "tiling": "seamless", "tile_frames": 56}
+
+    def test_its_frames_are_generates(self, pipe: Pipeline) -> None:
+        for output_type in ("np", "uint8"):
+            whole = pipe.generate("a", output_type=output_type, **self.LONG)
+            with pipe.stream("a", output_type=output_type, **self.LONG) as stream:
+                pieces = list(stream)
+            assert len(pieces) == 3
+            np.testing.assert_array_equal(np.concatenate(pieces, axis=1), whole.frames)
+            assert (stream.shape, stream.seeds) == ((1, 65, 32, 32, 3), (0,))
+            assert set(stream.timings) == {"text", "denoise", "decode", "total"}
+
+    def test_a_batch(self, pipe: Pipeline) -> None:
+        request = self.LONG | {"num_videos_per_prompt": 2, "seed": [1, 2]}
+        whole = pipe.generate("a", **request)
+        np.testing.assert_array_equal(np.concatenate(list(pipe.stream("a", **request)), axis=1), whole.frames)
+
+    def test_tiles_hide_in_the_picture(self, pipe: Pipeline) -> None:
+        whole = pipe.generate("a", **self.LONG | {"tiling": "off", "tile_frames": None})
+        tiled = pipe.generate("a", **self.LONG)
+        apart = np.subtract(whole.frames, tiled.frames)
+        assert 0 < np.abs(apart).mean() < 0.02
+
+    def test_the_pipeline_is_busy_until_the_stream_ends(self, pipe: Pipeline) -> None:
+        stream = pipe.stream("a", **self.LONG)
+        next(stream)
+        with pytest.raises(RequestError, match="running another request"):
+            pipe.generate("a", **SMALL)
+        stream.close()
+        assert list(stream) == []
+        assert pipe.generate("a", **SMALL).frames is not None
+
+    def test_a_stream_that_is_dropped_frees_the_pipeline(self, pipe: Pipeline) -> None:
+        next(pipe.stream("a", **self.LONG))
+        assert pipe.generate("a", **SMALL).frames is not None
+
+    def test_saving_writes_what_generate_saves(self, pipe: Pipeline, tmp_path: Path) -> None:
+        pipe.generate("a", **self.LONG).save(tmp_path / "whole" / "%02d.png")
+        (path,) = pipe.stream("a", **self.LONG).save(tmp_path / "pieces" / "%02d.png")
+        assert path == tmp_path / "pieces" / "%02d.png"
+        assert {file.name: file.read_bytes() for file in path.parent.iterdir()} == {
+            file.name: file.read_bytes() for file in (tmp_path / "whole").iterdir()
+        }
+
+    def test_a_file_that_fails_halfway_is_absent(self, pipe: Pipeline, tmp_path: Path) -> None:
+        stream = pipe.stream("a", **self.LONG)
+        pieces = iter([next(stream)])
+        stream._run.close()
+
+        def broken() -> Iterator[np.ndarray]:
+            yield from pieces
+            raise BackendError("the network failed", expected="a piece", fix="None.")
+
+        stream._run = broken()  # type: ignore[assignment]
+        with pytest.raises(BackendError, match="the network failed"):
+            stream.save(tmp_path / "clip.mp4")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_what_is_no_stream(self, pipe: Pipeline) -> None:
+        with pytest.raises(RequestError, match="a stream of latents"):
+            pipe.stream("a", output_type="latent", **SMALL)
+        with pytest.raises(TypeError, match="sharpness"):
+            pipe.stream("a", sharpness=1)
+
+
 class TestRefusals:
     @pytest.mark.parametrize(
         ("request_", "words"),
@@ -157,6 +225,9 @@ class TestRefusals:
                 "text length of 4; expected 128",
             ),
             ({"latents": "noise"}, "latents holds <U5; expected numbers"),
+            ({"tiling": "on"}, "tiling is 'on'"),
+            ({"tile_size": 100, "tile_stride": 32}, "tile_size is 100; expected a multiple of 32"),
+            ({"memory_limit": "1KB"}, "memory_limit is .*; expected at least"),
         ],
     )
     def test_before_any_network_is_loaded(
@@ -235,7 +306,7 @@ class TestMemory:
         def fail(*_: object) -> None:
             raise MemoryError("Unable to allocate 9 TiB")
 
-        monkeypatch.setattr(decode, "to_unit_range", fail)
+        monkeypatch.setattr(decoding, "to_unit_range", fail)
         with pytest.raises(BackendError, match="out of memory: the host's arrays: Unable to allocate 9 TiB"):
             pipe.generate("a", **SMALL)
 
@@ -244,7 +315,7 @@ class TestMemory:
             raise MemoryError
 
         result = pipe.generate("a", **SMALL)
-        monkeypatch.setattr(pipeline_module, "to_uint8", fail)
+        monkeypatch.setattr(results, "to_uint8", fail)
         with pytest.raises(BackendError, match=r"out of memory: saving .*clip\.gif"):
             result.save(tmp_path / "clip.gif")
         assert list(tmp_path.iterdir()) == []

@@ -13,6 +13,9 @@ from torch import Tensor
 from transformers import T5Config
 
 from telecine.bundle import Bundle
+from telecine.families.ltx_video.decode import InjectedNoise
+from telecine.families.ltx_video.host import NoiseLevel
+from telecine.noise import second_stream
 from telecine.rope import grid_index, make_tables, video_positions
 from telecine.shapes import Grid, LatentShape
 from telecine.tokenizer import Tokenizer
@@ -21,7 +24,7 @@ from telecine_export.source import Source
 from telecine_export.tokenizer import load_tokenizer
 from telecine_export.verify.checks import Array, Case, FamilyChecks, compare_graph
 from telecine_export.verify.comparison import Pair
-from telecine_export.verify.ltx_video_run import RUN_STAGES, TRANSFORMER_INPUTS, bundle_run, torch_run
+from telecine_export.verify.ltx_video_run import RUN_STAGES, TRANSFORMER_INPUTS, bundle_run, seeded_globally, torch_run
 from telecine_export.verify.modules import load_module
 
 # Where tokenizers disagree: spaces, sentinels, normalisation, scripts that the vocabulary lacks, length.
@@ -185,17 +188,20 @@ def vae_encoder(bundle: Bundle, source: Source) -> list[Pair]:
 def vae_decoder(bundle: Bundle, source: Source) -> list[Pair]:
     """(B, 3, num_frames, height, width) videos of random latents, with another timestep for each where it has one."""
     host = ltx_video.host(source)
+    levels = tuple(NoiseLevel(**level) for level in host["decoder_noise"])
     random = np.random.default_rng(SEED)
     cases = []
     for batch, *latents in DECODED:
         feeds = {"latents": _normal(random, batch, host["latent_channels"], *latents)}
         if host["timestep_conditioning"]:
             feeds["timestep"] = np.linspace(0.05, 0.0, batch, dtype=np.float32)
+        feeds |= InjectedNoise(levels, second_stream(SEED), feeds["latents"], fresh=False).whole
         cases.append(Case(name=f"{batch} x {' x '.join(map(str, latents))} latents", feeds=feeds))
 
     def decode(vae: Any, case: Case) -> Tensor:
         timestep = torch.from_numpy(case.feeds["timestep"]) if "timestep" in case.feeds else None
-        return vae.decode(torch.from_numpy(case.feeds["latents"]), timestep).sample
+        with seeded_globally(SEED):
+            return vae.decode(torch.from_numpy(case.feeds["latents"]), timestep).sample
 
     return compare_graph(
         bundle,

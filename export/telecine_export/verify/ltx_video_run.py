@@ -5,7 +5,8 @@ Both runs are observed, not rewritten: the bundle's through its sessions, diffus
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor
 from telecine.condition import Condition
 from telecine.errors import RequestError, SourceError
 from telecine.families import FAMILIES
+from telecine.noise import SECOND_STREAM
 from telecine.request import Request
 from telecine.rope import RopeTables, expand
 from telecine_export.source import Source
@@ -46,6 +48,7 @@ REQUEST: dict[str, Any] = {
 PIXELS = np.random.default_rng(SEED).integers(0, 256, (9, REQUEST["height"], REQUEST["width"], 3), dtype=np.uint8)
 STRENGTH = 0.6
 TRANSFORMER_INPUTS = ("hidden_states", "encoder_hidden_states", "encoder_attention_mask", "timestep")
+DECODER_INPUTS = ("latents", "timestep")
 # In the order in which a divergence spreads.
 RUN_STAGES = ("prompt_embeds", "noise", "schedule", "rope", "latents", "decode_input", "frames")
 
@@ -83,7 +86,7 @@ def bundle_run(models: BundleModels, source: Source, record: Record) -> None:
     try:
         output = spec.run(models, request, stage=stage, callback=callback)
         assert output.frames is not None
-        record["frames"] = {"frames": output.frames}
+        record["frames"] = {"frames": output.frames.whole()}
     finally:
         _fill(record, models.calls["transformer"], models.calls["vae_decoder"], sigmas, latents)
         for call in models.calls["transformer"][:1]:
@@ -109,7 +112,7 @@ def torch_run(source: Source, record: Record) -> None:
     pipe = load_pipeline(source)
     pipe.set_progress_bar_config(disable=True)
     calls = record_calls(pipe.transformer, TRANSFORMER_INPUTS)
-    decodes = record_calls(pipe.vae.decoder, ("latents", "timestep"))
+    decodes = record_calls(pipe.vae.decoder, DECODER_INPUTS)
     rotations: list[tuple[Tensor, Tensor]] = []
     pipe.transformer.rope.register_forward_hook(lambda _, __, output: rotations.append(output))
     latents: list[Array] = []
@@ -125,12 +128,21 @@ def torch_run(source: Source, record: Record) -> None:
         "LTXConditionPipeline": {"conditions": [LTXVideoCondition(video=images, strength=STRENGTH)]},
     }
     inputs = given.get(source.pipeline_class, {})
-    frames = pipe(**REQUEST, **inputs, generator=generator, callback_on_step_end=callback).frames
+    with seeded_globally(SEED):
+        frames = pipe(**REQUEST, **inputs, generator=generator, callback_on_step_end=callback).frames
     sigmas = pipe.scheduler.sigmas[: len(latents)].tolist()
     _fill(record, calls, decodes, sigmas, latents)
     cos, sin = rotations[0]
     record["rope"] = {"cos": to_numpy(cos[0]), "sin": to_numpy(sin[0])}
     record["frames"] = {"frames": np.asarray(frames)}
+
+
+@contextmanager
+def seeded_globally(seed: int) -> Iterator[None]:
+    """torch's global generator as telecine's second stream of a seed: the decoder of 0.9.1 draws from it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed ^ SECOND_STREAM)
+        yield
 
 
 def _fill(record: Record, calls: list[Call], decodes: list[Call], sigmas: list[float], latents: list[Array]) -> None:
@@ -147,4 +159,5 @@ def _fill(record: Record, calls: list[Call], decodes: list[Call], sigmas: list[f
         record["schedule"] = {"sigmas": np.array(sigmas, np.float32), "timesteps": timesteps}
         record["latents"] = {f"after step {index + 1}": values for index, values in enumerate(latents)}
     if decodes:
-        record["decode_input"] = dict(decodes[0])
+        # The noise maps of 0.9.1 are inputs of the graph alone.
+        record["decode_input"] = {name: decodes[0][name] for name in DECODER_INPUTS if name in decodes[0]}

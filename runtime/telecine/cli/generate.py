@@ -23,6 +23,7 @@ from telecine.cli.outputs import (
     report,
     runtime_options,
     settings,
+    tiling_options,
 )
 
 ONE_OR_MANY = (
@@ -98,6 +99,7 @@ def _blocks(_: click.Context, __: click.Parameter, text: str | None) -> list[int
 @click.option("--pipeline", help="Host math of another diffusers pipeline class than the source's.")
 @click.option("--file-frame-rate", type=float, help="Of the file. Default: the request's frame rate.")
 @click.option("--quality", type=int, help="CRF of mp4 and webm: lower is better.")
+@tiling_options
 @runtime_options
 @json_option
 def generate(
@@ -118,8 +120,8 @@ def generate(
         frame_rate = parameters["frame_rate"] if file_frame_rate is None else file_frame_rate
         check_video_output(output, _videos(parameters), frame_rate, quality)
     with load(bundle, **runtime) as pipe, _progress() as callback:
-        result = pipe.generate(**parameters, callback=callback)
-    report(result, output, file_frame_rate, quality, as_json)
+        make = pipe.generate if latent else pipe.stream
+        report(make(**parameters, callback=callback), output, file_frame_rate, quality, as_json)
 
 
 def _videos(parameters: dict[str, Any]) -> int:

@@ -12,7 +12,8 @@ from telecine.cli.group import print_json
 from telecine.errors import RequestError
 
 if TYPE_CHECKING:
-    from telecine.pipeline import Pipeline, Result
+    from telecine.pipeline import Pipeline
+    from telecine.results import FrameStream, Result
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -31,6 +32,22 @@ def runtime_options(command: F) -> F:
         ),
         click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
         click.option("--backend", default="auto", show_default=True, help="auto or onnxruntime."),
+    ):
+        command = option(command)
+    return command
+
+
+def tiling_options(command: F) -> F:
+    """Add the options of tiles and memory that `generate` and `upscale` share."""
+    for option in (
+        click.option(
+            "--memory-limit", help="What running the VAE may take beside the networks, such as 8GiB: chooses tiles."
+        ),
+        click.option("--tile-frame-stride", type=int, help="Frames from tile to tile."),
+        click.option("--tile-frames", type=int, help="Frames of a tile, context included."),
+        click.option("--tile-stride", type=int, help="Pixels from tile to tile."),
+        click.option("--tile-size", type=int, help="Pixels of a tile's side, context included."),
+        click.option("--tiling", help="auto, off, seamless or diffusers: how the VAE is run in parts. Default: auto."),
     ):
         command = option(command)
     return command
@@ -81,7 +98,7 @@ def one_or_many(values: Sequence[Any] | None) -> Any:
 
 def check_video_output(output: Path, videos: int, frame_rate: float | None, quality: int | None) -> None:
     """Refuse files that could not be written before the minutes that make their content."""
-    from telecine.pipeline import numbered
+    from telecine.results import numbered
     from telecine.video import check_output_path
     from telecine.video.ffmpeg import check_encoder
     from telecine.video.formats import format_of
@@ -148,19 +165,23 @@ def save_latents(latents: Any, output: Path) -> Path:
     return output
 
 
-def report(result: Result, output: Path, frame_rate: float | None, quality: int | None, as_json: bool) -> None:
-    """Save what was made, and say where it is."""
-    if result.frames is None:
-        paths = [save_latents(result.latents, output)]
+def report(
+    made: Result | FrameStream, output: Path, frame_rate: float | None, quality: int | None, as_json: bool
+) -> None:
+    """Save what was made (latents, or frames while they are decoded), and say where it is."""
+    from telecine.results import FrameStream
+
+    if isinstance(made, FrameStream):
+        paths = made.save(output, frame_rate=frame_rate, quality=quality)
     else:
-        paths = result.save(output, frame_rate=frame_rate, quality=quality)
+        paths = [save_latents(made.latents, output)]
     if as_json:
-        print_json({"files": [str(path) for path in paths], "seeds": result.seeds, "seconds": dict(result.timings)})
+        print_json({"files": [str(path) for path in paths], "seeds": made.seeds, "seconds": dict(made.timings)})
     else:
         for path in paths:
             click.echo(path)
         click.echo(
-            f"seed {', '.join(map(str, result.seeds))}; "
-            + ", ".join(f"{name} {seconds:.2f} s" for name, seconds in result.timings.items()),
+            f"seed {', '.join(map(str, made.seeds))}; "
+            + ", ".join(f"{name} {seconds:.2f} s" for name, seconds in made.timings.items()),
             err=True,
         )

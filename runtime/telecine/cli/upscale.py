@@ -18,6 +18,7 @@ from telecine.cli.outputs import (
     read_arrays,
     report,
     runtime_options,
+    tiling_options,
 )
 
 
@@ -41,6 +42,7 @@ from telecine.cli.outputs import (
 @click.option("--seed", type=int, multiple=True, help="One for all videos, or one a video. Default: random.")
 @click.option("--output-type", type=click.Choice(["uint8", "latent"]), default="uint8", show_default=True)
 @click.option("--quality", type=int, help="CRF of mp4 and webm: lower is better.")
+@tiling_options
 @runtime_options
 @json_option
 def upscale(bundle: Path, input: Path, output: Path, quality: int | None, as_json: bool, **parameters: Any) -> None:
@@ -56,5 +58,5 @@ def upscale(bundle: Path, input: Path, output: Path, quality: int | None, as_jso
     else:
         check_video_output(output, videos, parameters["frame_rate"], quality)
     with load(bundle, **runtime) as pipe:
-        result = pipe.upscale(**given, **parameters)
-    report(result, output, None, quality, as_json)
+        make = pipe.upscale if parameters["output_type"] == "latent" else pipe.stream_upscaled
+        report(make(**given, **parameters), output, None, quality, as_json)

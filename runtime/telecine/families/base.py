@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import numpy.typing as npt
 
 from telecine.backends.base import Session
@@ -34,10 +35,33 @@ class Models(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Frames:
+    """(B, num_frames, height, width, 3) frames that are yet to be decoded.
+
+    `pieces`: (B, n, height, width, 3) along time, in order; each is made when it is asked for, and once.
+    """
+
+    shape: tuple[int, int, int, int, int]
+    dtype: np.dtype[Any]
+    pieces: Iterator[npt.NDArray[Any]]
+
+    def whole(self) -> npt.NDArray[Any]:
+        """All that is left of them, decoded."""
+        frames = np.empty(self.shape, self.dtype)
+        done = 0
+        for piece in self.pieces:
+            if piece.shape == self.shape:
+                return piece
+            frames[:, done : done + piece.shape[1]] = piece
+            done += piece.shape[1]
+        return frames
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Output:
     """What a pipeline makes: frames (B, num_frames, height, width, 3), or latents as diffusers returns them."""
 
-    frames: npt.NDArray[Any] | None = None
+    frames: Frames | None = None
     latents: npt.NDArray[Any] | None = None
     seeds: tuple[int, ...]
     frame_rate: float | None = None  # where the request does not tell

@@ -145,16 +145,18 @@ def test_bfloat16_files_are_explained(tiny_bundle: Path, tmp_path: Path) -> None
 def test_options_arrive_as_they_were_given(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, object] = {}
 
-    def generate(_: Pipeline, **parameters: object) -> None:
+    def stream(_: Pipeline, **parameters: object) -> None:
         seen.update(parameters)
         raise telecine.Cancelled("enough", expected="seen", fix="None.")
 
-    monkeypatch.setattr(Pipeline, "generate", generate)
+    monkeypatch.setattr(Pipeline, "stream", stream)
     options = {
         "negative_prompt": "grey", "frame_rate": 12.5, "timesteps": [900.0, 20.0], "guidance_scale": 1.5,
         "guidance_rescale": [0.25, 0.5], "guidance_sigmas": [1.0, 0.5], "stg_scale": 1.5, "stg_mode": "attention_skip",
         "stg_blocks": [11, 25], "num_videos_per_prompt": 2, "decode_timestep": 0.5, "decode_noise_scale": [0.25, 0.5],
         "max_sequence_length": 7, "output_type": "uint8", "preset": "p", "pipeline": "q", "seed": [3, 4],
+        "tiling": "seamless", "tile_size": 512, "tile_stride": 256, "tile_frames": 64, "tile_frame_stride": 32,
+        "memory_limit": "8GiB",
     }  # fmt: skip
     arguments = [
         item

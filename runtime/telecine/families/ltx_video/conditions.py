@@ -176,7 +176,7 @@ def _canvas(generation: Generation, items: Sequence[Item], given: Array | None) 
         if 1 < len(pixels) < len(generators):
             pixels = np.repeat(pixels, len(generators) // len(pixels), axis=0)
         # A condition of all videos is sampled once, by the first seed, as diffusers does.
-        latents = encode(generation.models, generation.host, pixels, generators)
+        latents = encode(generation.models, generation.host, pixels, generators, request.tiling_options())
         canvas.add(
             np.repeat(latents, request.videos // len(latents), axis=0),
             frame_index=item.frame_index,

@@ -17,6 +17,8 @@ from telecine.families.ltx_video.host import Host
 from telecine.latents import normalize
 from telecine.media import load_image, to_pixels
 from telecine.noise import Generator
+from telecine.shapes import VideoShape
+from telecine.tiling import TilingOptions, plan_encoder
 
 Array = npt.NDArray[np.float32]
 
@@ -40,20 +42,26 @@ def image_videos(generation: Generation, images: ImageInput | Sequence[ImageInpu
     return np.concatenate([to_pixels([load_image(image)], video.height, video.width) for image in listed])
 
 
-def encode(models: Models, host: Host, videos: Array, generators: Sequence[Generator]) -> Array:
+def encode(models: Models, host: Host, videos: Array, generators: Sequence[Generator], options: TilingOptions) -> Array:
     """(N, 3, 8k+1, 32h, 32w) videos in [-1, 1] → (N, C, k+1, h, w) normalised latents, sampled from their posteriors.
 
     One after the other, as diffusers does; generators take turns.
+
+    Raises:
+        RequestError: a memory limit that encoding cannot meet, or tiles that cannot be.
     """
     sampled = []
     for video, generator in zip(videos, cycle(generators), strict=False):
-        moments = encode_moments(models, video[np.newaxis])
+        moments = encode_moments(models, host, video[np.newaxis], options)
         noise = generator.randn((1, moments.shape[1] - 1, *moments.shape[2:]))
         # diffusers leaves the VAE's scaling factor out here; every release has 1.
         sampled.append(normalize(sample_posterior(moments, noise), host.latents_mean, host.latents_std, 1.0))
     return np.concatenate(sampled)
 
 
-def encode_moments(models: Models, video: Array) -> Array:
+def encode_moments(models: Models, host: Host, video: Array, options: TilingOptions) -> Array:
     """(N, 3, 8k+1, 32h, 32w) video in [-1, 1] → (N, C + 1, k+1, h, w): C means and one log-variance."""
-    return models.session("vae_encoder").run({"video": video})["moments"]
+    latent = VideoShape(num_frames=video.shape[2], height=video.shape[3], width=video.shape[4]).latent(host.grid)
+    plan = plan_encoder(options, latent, host.grid, host.encoder, videos=len(video))
+    session = models.session("vae_encoder")
+    return np.concatenate(list(plan.run(lambda part, _: session.run({"video": part})["moments"], video)), axis=2)

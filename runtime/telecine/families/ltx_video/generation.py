@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -57,6 +58,7 @@ class Generation:
     guidance: Guidance
     seeds: tuple[int, ...]
     generators: list[Generator]
+    stochastic: list[Generator]  # the second streams of the seeds
     decoding: DecodeSettings
 
     @classmethod
@@ -82,7 +84,8 @@ class Generation:
             guidance=request_guidance(request, planned.sigmas[:-1], host),
             seeds=seeds,
             generators=[Generator(seed) for seed in seeds],
-            decoding=DecodeSettings.of(request),
+            stochastic=[second_stream(seed) for seed in seeds],
+            decoding=DecodeSettings.of(request, host, latent),
         )
 
     def given_latents(self, shape: tuple[int, ...], layout: str) -> Array:
@@ -113,9 +116,10 @@ class Generation:
         Raises:
             Cancelled: the callback stopped the run.
         """
-        with stage("denoise"):
-            streams = [second_stream(seed) for seed in self.seeds]
-            with BoundTransformer(
+        draw_noise = partial(start.draw_noise, self.stochastic) if self.host.scheduler.stochastic_sampling else None
+        with (
+            stage("denoise"),
+            BoundTransformer(
                 self.models.session("transformer"),
                 self.host,
                 *prompts,
@@ -123,22 +127,24 @@ class Generation:
                 start.latents.shape,
                 self.guidance.passes,
                 start.conditioning.timestep_tokens,
-            ) as network:
-                return denoise(
-                    network,
-                    start.latents,
-                    config=self.host.scheduler,
-                    schedule=self.schedule,
-                    guidance=self.guidance,
-                    conditioning=start.conditioning,
-                    draw_noise=(lambda: start.draw_noise(streams)) if self.host.scheduler.stochastic_sampling else None,
-                    callback=callback,
-                )
+            ) as network,
+        ):
+            return denoise(
+                network,
+                start.latents,
+                config=self.host.scheduler,
+                schedule=self.schedule,
+                guidance=self.guidance,
+                conditioning=start.conditioning,
+                draw_noise=draw_noise,
+                callback=callback,
+            )
 
     def decode(self, latents: Array, stage: Stage) -> Output:
-        """(B, C, F, H, W) latents → (B, num_frames, height, width, 3) frames."""
+        """(B, C, F, H, W) normalised latents → (B, num_frames, height, width, 3) frames."""
         with stage("decode"):
-            frames = decode(self.models, self.host, latents, self.decoding, self.generators, self.request.output_type)
+            latents = self.host.denormalize(latents)
+            frames = decode(self.models, self.host, latents, self.decoding, self.generators, self.stochastic)
         return Output(frames=frames, seeds=self.seeds)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,8 @@ import numpy.typing as npt
 from telecine.errors import BundleError
 from telecine.latents import denormalize, normalize
 from telecine.schedulers.flow_match_euler import FlowMatchEulerConfig
-from telecine.shapes import Grid
+from telecine.shapes import Grid, LatentShape
+from telecine.tiling import Footprint
 
 Array = npt.NDArray[np.float32]
 
@@ -24,16 +25,38 @@ class UpsamplerFactors:
     spatial: int
     temporal: int
 
+    def enlarged(self, latent: LatentShape) -> LatentShape:
+        """What it makes of latents; the first one stands for one frame, and stays one."""
+        return LatentShape(
+            frames=self.temporal * (latent.frames - 1) + 1,
+            height=self.spatial * latent.height,
+            width=self.spatial * latent.width,
+        )
+
+
+class NoiseLevel(NamedTuple):
+    """Maps that the decoder wants at one level, as its input `noise_{scale}`: `scale` values per latent on a side."""
+
+    scale: int
+    maps: int
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Host:
-    """Ratios, latent statistics, schedule, RoPE frequencies and upsampler of one model."""
+    """Ratios, latent statistics, schedule, RoPE frequencies and upsampler of one model.
+
+    `decoder_noise`: in the order in which the decoder of diffusers draws; empty where it draws none. `encoder` and
+    `decoder`: what running the halves of the VAE takes.
+    """
 
     grid: Grid
     latent_channels: int
     text_channels: int
     transformer_blocks: int
     timestep_conditioning: bool
+    decoder_noise: tuple[NoiseLevel, ...]
+    encoder: Footprint
+    decoder: Footprint
     latents_mean: Array
     latents_std: Array
     scaling_factor: float
@@ -55,6 +78,9 @@ class Host:
                 text_channels=host["text_channels"],
                 transformer_blocks=host["transformer_blocks"],
                 timestep_conditioning=host["timestep_conditioning"],
+                decoder_noise=tuple(NoiseLevel(**level) for level in host["decoder_noise"]),
+                encoder=Footprint.encoder(host["widest_activations"]["vae_encoder"]),
+                decoder=Footprint.decoder(host["widest_activations"]["vae_decoder"]),
                 latents_mean=np.array(host["latents_mean"], dtype=np.float32),
                 latents_std=np.array(host["latents_std"], dtype=np.float32),
                 scaling_factor=host["scaling_factor"],

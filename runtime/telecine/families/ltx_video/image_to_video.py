@@ -62,7 +62,8 @@ def _image_latents(generation: Generation, images: Array) -> Array:
     videos, generators = generation.request.videos, generation.generators
     if len(generators) > 1:  # each video's image is sampled by its own seed (diffusers needs a list of images there)
         images = np.repeat(images, videos // len(images), axis=0)
-    first = encode(generation.models, generation.host, images, generators)
+    tiling = generation.request.tiling_options()
+    first = encode(generation.models, generation.host, images, generators, tiling)
     noise = randn(generators, generation.latent.array_shape(videos, generation.host.latent_channels))
     noise[:, :, :1] = np.repeat(first, videos // len(first), axis=0)
     return pack(noise)

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,7 @@ import numpy.typing as npt
 from telecine.checks import check, is_whole
 from telecine.denoise import Callback
 from telecine.errors import BundleError, RequestError
-from telecine.families.base import Models, Output, PipelineSpec, Stage
+from telecine.families.base import Frames, Models, Output, PipelineSpec, Stage
 from telecine.families.ltx_video.conditions import condition_schedule
 from telecine.families.ltx_video.decode import DecodeSettings
 from telecine.families.ltx_video.guidance import request_guidance
@@ -97,8 +98,7 @@ def run(
     )
     if refined.frames is None:
         return refined
-    with stage("resize"):
-        return dataclasses.replace(refined, frames=_resized(refined.frames, request.height, request.width))
+    return dataclasses.replace(refined, frames=_resized(refined.frames, request.height, request.width))
 
 
 def _check(spec: PipelineSpec, request: Request, host: Host) -> None:
@@ -126,9 +126,10 @@ def _check(spec: PipelineSpec, request: Request, host: Host) -> None:
 def _check_stages(first: Request, second: Request, host: Host) -> None:
     """Refuse now what a stage would refuse: not after the minutes of the first."""
     for request in (first, second):
-        shape = VideoShape(num_frames=request.num_frames, height=request.height, width=request.width)
-        planned = condition_schedule(request, host, shape.latent(host.grid))
+        latent = VideoShape(num_frames=request.num_frames, height=request.height, width=request.width).latent(host.grid)
+        planned = condition_schedule(request, host, latent)
         request_guidance(request, planned.sigmas[:-1], host)
+        DecodeSettings.of(request, host, latent)
     steps = second.num_inference_steps if second.timesteps is None else len(second.timesteps)
     check(
         int(steps * second.denoise_strength) >= 1,
@@ -136,7 +137,6 @@ def _check_stages(first: Request, second: Request, host: Host) -> None:
         "at least one whole step",
         "Raise denoise_strength or the number of steps.",
     )
-    DecodeSettings.of(first)
     for seed in first.seeds():
         Generator(seed)
 
@@ -150,9 +150,14 @@ def _named(prefix: str, stage: Stage) -> Stage:
     return prefixed
 
 
-def _resized(frames: npt.NDArray[np.generic], height: int, width: int) -> npt.NDArray[np.generic]:
-    """(B, F, h, w, 3) frames at the size asked for, as Pillow resizes images by default."""
+def _resized(frames: Frames, height: int, width: int) -> Frames:
+    """(B, F, h, w, 3) frames at the size asked for, as Pillow resizes images by default; a piece at a time."""
     if frames.shape[2:4] == (height, width):
         return frames
-    resized = np.stack([resize(video, height, width, BICUBIC) for video in frames])
+    shape = (*frames.shape[:2], height, width, frames.shape[4])
+    return dataclasses.replace(frames, shape=shape, pieces=(_resize(piece, height, width) for piece in frames.pieces))
+
+
+def _resize(piece: npt.NDArray[Any], height: int, width: int) -> npt.NDArray[Any]:
+    resized = np.stack([resize(video, height, width, BICUBIC) for video in piece])
     return resized if resized.dtype == np.uint8 else np.clip(resized, 0, 1, out=resized)  # the filter overshoots

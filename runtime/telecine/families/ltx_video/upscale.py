@@ -10,12 +10,12 @@ import numpy.typing as npt
 from telecine.checks import floats
 from telecine.errors import RequestError
 from telecine.families.base import Models, Output, Stage
-from telecine.families.ltx_video.decode import DecodeSettings, decode_denormalized
+from telecine.families.ltx_video.decode import DecodeSettings, decode
 from telecine.families.ltx_video.encode import encode
 from telecine.families.ltx_video.host import Host
 from telecine.media import load_video, to_pixels
-from telecine.noise import Generator
-from telecine.shapes import VideoShape
+from telecine.noise import Generator, second_stream
+from telecine.shapes import LatentShape, VideoShape
 from telecine.upsampling import adain, tone_map
 from telecine.upscale_request import UpscaleRequest
 
@@ -37,14 +37,17 @@ def run(models: Models, request: UpscaleRequest, *, stage: Stage) -> Output:
     factors = host.require_upsampler()
     seeds = request.seeds()
     generators = [Generator(seed) for seed in seeds]
-    settings = DecodeSettings.of(request)  # refused now, not after the encoding
     rate = None
     if request.latents is not None:
         latents = _given_latents(request, host)
+        latent = LatentShape(frames=latents.shape[2], height=latents.shape[3], width=latents.shape[4])
+        settings = DecodeSettings.of(request, host, factors.enlarged(latent))
     else:
         video, rate = _given_video(request, host)
+        latent = VideoShape(num_frames=video.shape[2], height=video.shape[3], width=video.shape[4]).latent(host.grid)
+        settings = DecodeSettings.of(request, host, factors.enlarged(latent))  # refused now, not after the encoding
         with stage("encode"):
-            latents = encode(models, host, video, generators)
+            latents = encode(models, host, video, generators, request.tiling_options())
     with stage("upsample"):
         latents = upsample(models, host.denormalize(latents), request.adain_factor, request.tone_map_compression_ratio)
     # A temporal upsampler puts frames between frames: the video stays as long as it was.
@@ -52,7 +55,7 @@ def run(models: Models, request: UpscaleRequest, *, stage: Stage) -> Output:
     if request.output_type == "latent":
         return Output(latents=host.normalize(latents), seeds=seeds, frame_rate=rate)
     with stage("decode"):
-        frames = decode_denormalized(models, host, latents, settings, generators, request.output_type)
+        frames = decode(models, host, latents, settings, generators, [second_stream(seed) for seed in seeds])
         return Output(frames=frames, seeds=seeds, frame_rate=rate)
 
 

@@ -1,0 +1,174 @@
+"""What a run made, whole or in pieces, and how it becomes files."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from telecine.backends.base import out_of_memory
+from telecine.errors import RequestError
+from telecine.families.base import Frames, Output, Stage
+from telecine.pixels import to_uint8
+from telecine.video import VideoWriter, check_output_path
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Result:
+    """What a run made.
+
+    `frames`: (B, num_frames, height, width, 3), float32 in [0, 1] or uint8. `latents`: as the same diffusers pipeline
+    returns them. `timings`: seconds by stage. `seeds`: what to pass to get the same video again.
+    """
+
+    frames: Array | None
+    latents: Array | None
+    frame_rate: float
+    seeds: tuple[int, ...]
+    timings: Mapping[str, float]
+
+    def save(self, path: str | Path, *, frame_rate: float | None = None, quality: int | None = None) -> list[Path]:
+        """Write each video (`.mp4`, `.webm`, `.gif`, or PNGs as `folder/%05d.png`); several get `-0`, `-1`, ... names.
+
+        Raises:
+            RequestError: there are no frames, the path cannot be written, or its format lacks the rate or quality.
+            BackendError: PyAV is missing or fails, or memory runs out.
+        """
+        if self.frames is None:
+            raise RequestError(
+                "this result holds latents", expected="frames to save", fix="Generate with output_type='np' or 'uint8'."
+            )
+        rate = self.frame_rate if frame_rate is None else frame_rate
+        return _save([self.frames], self.frames.shape, path, frame_rate=rate, quality=quality)
+
+
+class FrameStream:
+    """The frames of a run while they are decoded: an iterator of (B, n, height, width, 3) pieces along time.
+
+    `shape` is (B, num_frames, height, width, 3) of all of them; `frame_rate`, `seeds` and `timings` are as in `Result`.
+    A context manager: left early, it stops the decoding and frees the pipeline for the next request.
+    """
+
+    def __init__(
+        self, run: Generator[Any, None, None], output: Output, frame_rate: float, timings: dict[str, float]
+    ) -> None:
+        """`run` gives the frames of `output` when they are asked for."""
+        assert output.frames is not None
+        self.shape = output.frames.shape
+        self.frame_rate, self.seeds, self.timings = frame_rate, output.seeds, timings
+        self._frames: Frames = replace(output.frames, pieces=run)
+        self._run = run
+
+    def __iter__(self) -> Iterator[Array]:
+        return self
+
+    def __next__(self) -> Array:
+        piece: Array = next(self._run)
+        return piece
+
+    def whole(self) -> Array:
+        """(B, num_frames, height, width, 3): all frames, of a stream that nobody has read from.
+
+        Raises:
+            BackendError: decoding fails, or memory runs out.
+        """
+        with _explaining_memory("the frames"):
+            return self._frames.whole()
+
+    def save(self, path: str | Path, *, frame_rate: float | None = None, quality: int | None = None) -> list[Path]:
+        """As `Result.save`; the frames are written while later ones are decoded, and are never all in memory.
+
+        Raises:
+            RequestError, BackendError: as `Result.save`, or decoding fails.
+        """
+        rate = self.frame_rate if frame_rate is None else frame_rate
+        with self:
+            return _save(self, self.shape, path, frame_rate=rate, quality=quality)
+
+    def close(self) -> None:
+        """Decode no further, and free the pipeline."""
+        self._run.close()
+
+    def __enter__(self) -> FrameStream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _save(
+    pieces: Iterable[Array], shape: tuple[int, ...], path: str | Path, *, frame_rate: float, quality: int | None
+) -> list[Path]:
+    """Write videos of which all pieces together have this shape; each file is whole or absent."""
+    videos, _, height, width, _ = shape
+    paths = numbered(path, videos)
+    for target in paths:  # all of them, before the first is written
+        check_output_path(target, frame_rate=frame_rate, quality=quality)
+    with _explaining_memory(f"saving {path}"), ExitStack() as stack:
+        writers = [
+            stack.enter_context(VideoWriter(target, frame_rate=frame_rate, height=height, width=width, quality=quality))
+            for target in paths
+        ]
+        for piece in pieces:
+            for video, writer in zip(piece, writers, strict=True):
+                _write(video, writer)
+    return paths
+
+
+def _write(video: Array, writer: VideoWriter) -> None:
+    """A frame at a time: bytes of a whole video would be another quarter of its floats."""
+    for frame in video:
+        writer.write(frame[np.newaxis] if frame.dtype == np.uint8 else to_uint8(frame[np.newaxis, np.newaxis])[0])
+
+
+def numbered(path: str | Path, count: int) -> list[Path]:
+    """One path a video: the path itself for one, `name-0.mp4`, `name-1.mp4`, ... for several.
+
+    Raises:
+        RequestError: no name to number.
+    """
+    output = Path(os.path.expanduser(path))
+    if count == 1:
+        return [output]
+    named = output.parent if output.suffix.lower() == ".png" else output  # each PNG sequence has a folder
+    if named.name in ("", ".."):
+        raise RequestError(
+            f"{path} for {count} videos", expected="a name that takes numbers", fix="Use out.mp4 or frames/%05d.png."
+        )
+    if named is output:
+        return [output.with_name(f"{output.stem}-{i}{output.suffix}") for i in range(count)]
+    return [named.with_name(f"{named.name}-{i}") / output.name for i in range(count)]
+
+
+def stopwatch(timings: dict[str, float]) -> Stage:
+    """A `Stage` that adds each stage's seconds to `timings`."""
+
+    @contextmanager
+    def stage(name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            timings[name] = timings.get(name, 0.0) + time.perf_counter() - start
+
+    return stage
+
+
+@contextmanager
+def _explaining_memory(doing: str) -> Iterator[None]:
+    try:
+        yield
+    except MemoryError as error:
+        raise out_of_memory(f"{doing}: {error or 'no more memory'}") from error

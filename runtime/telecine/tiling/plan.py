@@ -1,0 +1,203 @@
+"""Which tiles: as asked, or the ones that decode least twice among those that fit a memory limit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from typing import NamedTuple
+
+from telecine.errors import RequestError
+from telecine.shapes import Grid, LatentShape
+from telecine.tiling.axis import Axis, Unit, count, frames, latents, pixels
+from telecine.tiling.blended import Blended
+from telecine.tiling.memory import Footprint
+from telecine.tiling.options import TilingOptions, show_size
+from telecine.tiling.seamless import Seamless
+from telecine.tiling.tile import Array, Network
+
+# Latents of context on either side of where seamless tiles meet. Exact would be the receptive field: 22 latents for the
+# decoder of 0.9.5, 31 for 0.9.1, 26 for 0.9.0, more than most pictures have. Trained decoders see far less of it.
+CONTEXT = 3
+# Seamless tiles where nothing else is said, in latents; diffusers' own, in pixels and frames.
+SIZE = 16
+DIFFUSERS_SIZE, DIFFUSERS_FRAMES = 512, 16
+
+Sides = tuple[int, int, int]
+
+
+class Cut(NamedTuple):
+    """Size of tiles along one axis, and how far apart they are at most, in latents."""
+
+    size: int
+    stride: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Tiles, the videos that go through the network at a time, and the bytes that this is predicted to take."""
+
+    tiles: Seamless | Blended
+    videos: int
+    peak: int
+
+    @property
+    def redraws(self) -> bool:
+        """Whether a network that draws noise does so for every tile, as in diffusers' tiling."""
+        return isinstance(self.tiles, Blended)
+
+    def run(self, network: Network, source: Array) -> Iterator[Array]:
+        """(B, C, F, H, W) input → the network's output in pieces along time, in order: (B, C', n, H', W')."""
+        return self.tiles.run(network, source)
+
+
+def plan_decoder(options: TilingOptions, shape: LatentShape, grid: Grid, footprint: Footprint, *, videos: int) -> Plan:
+    """Tiles for decoding (videos, C, F, H, W) latents.
+
+    Raises:
+        RequestError: sizes off the grid or too small, or a memory limit that cannot be met.
+    """
+    return _Planner(options, (shape.frames, shape.height, shape.width), grid, footprint, videos, decoding=True).plan()
+
+
+def plan_encoder(options: TilingOptions, shape: LatentShape, grid: Grid, footprint: Footprint, *, videos: int) -> Plan:
+    """Tiles for encoding videos into (videos, C, F, H, W) latents; `shape` is of the latents.
+
+    Raises:
+        RequestError: as `plan_decoder`.
+    """
+    return _Planner(options, (shape.frames, shape.height, shape.width), grid, footprint, videos, decoding=False).plan()
+
+
+@dataclass(frozen=True, slots=True)
+class _Planner:
+    """One half of the VAE on `videos` videos of `sides` = (F, H, W) latents."""
+
+    options: TilingOptions
+    sides: Sides
+    grid: Grid
+    footprint: Footprint
+    videos: int
+    decoding: bool
+
+    def plan(self) -> Plan:
+        mode, limit = self.options.mode, self.options.memory_limit
+        if mode == "diffusers":
+            return self._within_limit(self._as_diffusers(), "Use tiling='auto', which chooses tiles that fit.")
+        frames, height, width = self.sides
+        untiled = self._seamless((Cut(frames, 1), Cut(height, 1), Cut(width, 1)), self.videos)
+        if mode == "off":
+            return self._within_limit(untiled, "Leave tiling out: tiles are then chosen that fit.")
+        time = self._asked("tile_frames", self.options.frames, self.options.frame_stride, self.grid.temporal)
+        space = self._asked("tile_size", self.options.size, self.options.stride, self.grid.spatial)
+        if mode == "auto" and time is None and space is None and (limit is None or untiled.peak <= limit):
+            return untiled
+        if limit is None:
+            time, space = time or _with_context(SIZE), space or _with_context(SIZE)
+        candidates = [_candidates(side, cut) for side, cut in zip(self.sides, (time, space, space), strict=True)]
+        return self._seamless(self._cheapest(candidates), at_once=1)
+
+    def _asked(self, name: str, size: int | None, stride: int | None, ratio: int) -> Cut | None:
+        """The cut that a request names for seamless tiles."""
+        if size is None:
+            return None
+        _check_grid(name, size, ratio)
+        if stride is not None:
+            _check_grid(name.replace("size", "stride").replace("frames", "frame_stride"), stride, ratio)
+            return Cut(size // ratio, stride // ratio)
+        least = (2 * CONTEXT + 1) * ratio
+        if size < least:
+            raise RequestError(
+                f"{name} is {size}",
+                expected=f"at least {least}: {CONTEXT * ratio} of context on either side hide the seams",
+                fix="Use a larger tile, or give a stride too.",
+            )
+        return _with_context(size // ratio)
+
+    def _cheapest(self, candidates: list[list[Cut]]) -> tuple[Cut, Cut, Cut]:
+        """The cuts that run the network on the fewest latents within the limit; of equals, the fewest tiles.
+
+        Raises:
+            RequestError: not even the smallest fit.
+        """
+        limit = self.options.memory_limit
+        counts = [{cut: count(side, *cut) for cut in cuts} for side, cuts in zip(self.sides, candidates, strict=True)]
+        best: tuple[tuple[int, int], tuple[Cut, Cut, Cut]] | None = None
+        least = math.inf
+        for time, rows, columns in product(*candidates):
+            peak = self._peak((time.size, rows.size, columns.size), 1)
+            least = min(least, peak)
+            tiles = counts[0][time] * counts[1][rows] * counts[2][columns]
+            cost = (tiles * time.size * rows.size * columns.size, tiles)
+            if (limit is None or peak <= limit) and (best is None or cost < best[0]):
+                best = (cost, (time, rows, columns))
+        if best is None:
+            assert limit is not None
+            raise _too_little(limit, int(least), "Allow that much, or ask for a smaller video.")
+        return best[1]
+
+    def _seamless(self, cuts: tuple[Cut, Cut, Cut], at_once: int) -> Plan:
+        time, rows, columns = cuts
+        in_time, in_space = frames(self.grid.temporal), pixels(self.grid.spatial)
+        # LTX-Video's encoder is causal in time, its decoder is not.
+        tiles = Seamless(
+            self._axis(0, time, in_time, causal=not self.decoding),
+            self._axis(1, rows, in_space),
+            self._axis(2, columns, in_space),
+        )
+        return Plan(tiles, at_once, self._peak((time.size, rows.size, columns.size), at_once))
+
+    def _axis(self, axis: int, cut: Cut, unit: Unit, *, causal: bool = False) -> Axis:
+        reads, makes = (latents, unit) if self.decoding else (unit, latents)
+        return Axis.cover(self.sides[axis], size=cut.size, stride=cut.stride, reads=reads, makes=makes, causal=causal)
+
+    def _as_diffusers(self) -> Plan:
+        options, temporal, spatial = self.options, self.grid.temporal, self.grid.spatial
+        size, length = options.size or DIFFUSERS_SIZE, options.frames or DIFFUSERS_FRAMES
+        # diffusers' own strides are seven eighths and a half of its sizes.
+        stride = options.stride or max(size * 7 // 8 // spatial, 1) * spatial
+        hop = options.frame_stride or max(length // 2 // temporal, 1) * temporal
+        for name, value in (("tile_size", size), ("tile_stride", stride)):
+            _check_grid(name, value, spatial)
+        for name, value in (("tile_frames", length), ("tile_frame_stride", hop)):
+            _check_grid(name, value, temporal)
+        make = Blended.decoder if self.decoding else Blended.encoder
+        tiles = make(self.sides, self.grid, size=size, stride=stride, frames=length, hop=hop)
+        largest = (length // temporal + 1, size // spatial, size // spatial)
+        frames, height, width = (min(pair) for pair in zip(largest, self.sides, strict=True))
+        return Plan(tiles, self.videos, self._peak((frames, height, width), self.videos))
+
+    def _peak(self, tile: Sides, at_once: int) -> int:
+        return self.footprint.peak(tile, self.sides, self.grid, videos=self.videos, at_once=at_once)
+
+    def _within_limit(self, plan: Plan, fix: str) -> Plan:
+        limit = self.options.memory_limit
+        if limit is not None and plan.peak > limit:
+            raise _too_little(limit, plan.peak, fix)
+        return plan
+
+
+def _with_context(size: int) -> Cut:
+    return Cut(size, size - 2 * CONTEXT)
+
+
+def _candidates(side: int, cut: Cut | None) -> list[Cut]:
+    """The cut that was asked for, or for every number of tiles the smallest that have their context."""
+    if cut is not None:
+        return [Cut(min(cut.size, side), cut.stride)]
+    smallest: dict[int, Cut] = {}
+    for size in range(2 * CONTEXT + 1, side):
+        smallest.setdefault(count(side, *_with_context(size)), _with_context(size))
+    return [*smallest.values(), Cut(side, 1)]
+
+
+def _check_grid(name: str, value: int, ratio: int) -> None:
+    if value % ratio:
+        raise RequestError(
+            f"{name} is {value}", expected=f"a multiple of {ratio}", fix=f"Use {max(value // ratio, 1) * ratio}."
+        )
+
+
+def _too_little(limit: int, least: int, fix: str) -> RequestError:
+    return RequestError(f"memory_limit is {show_size(limit)}", expected=f"at least {show_size(least)} here", fix=fix)
