@@ -65,6 +65,13 @@ class LoadedModels:
                 family.add(self._sessions[key])
             return self._sessions[key]
 
+    def require(self, component: str) -> None:
+        """
+        Raises:
+            BundleError: the bundle lacks the component.
+        """
+        self.bundle.component(component)
+
     def _load(self, component: str, role: str) -> Session:
         graph = self.bundle.graph(component, role)
         return OnnxRuntimeSession.load(graph, self.bundle.path(graph.file), device=self._device, options=self._options)

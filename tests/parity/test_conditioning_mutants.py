@@ -14,6 +14,7 @@ from telecine.families.ltx_video import conditions, encode, image_to_video
 from telecine.families.ltx_video.generation import Generation
 from telecine.latents import pack
 from telecine.noise import randn
+from telecine.tiling import TilingOptions
 
 RANDOM = np.random.default_rng(0)
 IMAGE, OTHER = RANDOM.integers(0, 256, (2, 48, 80, 3), dtype=np.uint8)
@@ -136,10 +137,10 @@ def _(patch: Patch) -> None:
     drawn: list[np.ndarray] = []
     encode_right = conditions.encode
 
-    def early(models: Any, host: Any, pixels: np.ndarray, generators: Any) -> np.ndarray:
+    def early(models: Any, host: Any, pixels: np.ndarray, generators: Any, tiling: Any) -> np.ndarray:
         shape = (1, 16, min((pixels.shape[2] - 1) // 8 + 1, 2), 2, 3)
         drawn.append(randn(generators, shape))
-        return encode_right(models, host, pixels, generators)
+        return encode_right(models, host, pixels, generators, tiling)
 
     def wrong(self: Canvas, condition: np.ndarray, **options: Any) -> None:
         right(self, condition, **options | {"draw_noise": lambda shape: drawn[-1]})
@@ -274,7 +275,9 @@ def _(patch: Patch) -> None:
 def _(patch: Patch) -> None:
     def wrong(generation: Any, images: np.ndarray) -> np.ndarray:
         noise = randn(generation.generators, generation.latent.array_shape(1, generation.host.latent_channels))
-        noise[:, :, :1] = encode.encode(generation.models, generation.host, images, generation.generators)
+        noise[:, :, :1] = encode.encode(
+            generation.models, generation.host, images, generation.generators, TilingOptions()
+        )
         return pack(noise)
 
     patch(image_to_video, "_image_latents", wrong)

@@ -15,6 +15,8 @@ import torch
 from diffusers import LTXImageToVideoPipeline
 from diffusers.pipelines.ltx import pipeline_ltx_image2video
 
+import telecine
+from telecine.families.ltx_video.decode import DecodeSettings
 from telecine.noise import SECOND_STREAM
 
 # Neither image has the size of the clip, so both are resized: one grows, one shrinks, and both change their aspect.
@@ -105,3 +107,25 @@ def test_no_image_is_text_to_video(image_pair: Any, pair: Any) -> None:
 
 def test_an_image_chooses_the_pipeline_in_a_bundle_of_another(image_pair: Any, pair: Any) -> None:
     np.testing.assert_array_equal(pair.run_ours(**REQUEST), image_pair.run_ours(**REQUEST))
+
+
+@pytest.mark.parametrize("inputs", ["image", "conditions"])
+def test_a_bundle_that_cannot_encode_says_so_before_it_runs(
+    inputs: str, tiny_bundle: Path, edited_bundle: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    components = dict(telecine.Bundle.open(tiny_bundle).manifest.components)
+    del components["vae_encoder"]
+    given = {"image": IMAGE, "conditions": [telecine.Condition(image=IMAGE)]}
+    request = {name: value for name, value in REQUEST.items() if name != "image"} | {inputs: given[inputs]}
+    with telecine.load(edited_bundle(tiny_bundle, components=components)) as pipe:
+        monkeypatch.setattr(pipe._models, "session", lambda *_: pytest.fail("a network was loaded"))
+        with pytest.raises(telecine.BundleError, match="has no vae_encoder"):
+            pipe.generate(**request)
+
+
+def test_a_memory_limit_is_of_encoding_too(image_pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture's latents decode within a limit that its pixels do not encode in."""
+    monkeypatch.setattr(image_pair.ours._models, "session", lambda *_: pytest.fail("a network was loaded"))
+    monkeypatch.setattr(DecodeSettings, "of", lambda *_: None)
+    with pytest.raises(telecine.RequestError, match="memory_limit is 1MiB"):
+        image_pair.run_ours(**REQUEST, memory_limit="1MiB")

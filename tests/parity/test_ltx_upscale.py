@@ -187,3 +187,34 @@ def test_refusals(spatial: Upscaling, request_: dict[str, Any], words: str) -> N
 def test_a_bundle_without_an_upsampler_says_how_to_get_one(pair: Any) -> None:
     with pytest.raises(BundleError, match="--upscaler"):
         pair.ours.upscale(latents=latents(1, 1, 1, 2))
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [{"video": clip(17, 64, 96)}, {"latents": latents(2, 3, 2, 3)}],
+    ids=["video", "latents"],
+)
+def test_tiles_as_diffusers(spatial: Upscaling, request_: dict[str, Any]) -> None:
+    """Of what is encoded and of what is decoded; `enable_tiling` of its VAE."""
+    vae = spatial.theirs.vae
+    vae.enable_tiling(64, 64, 16, 32, 32, 8)
+    vae.use_framewise_decoding = True
+    try:
+        theirs = spatial.run_theirs(**request_, seed=0, **DECODE)
+    finally:
+        vae.disable_tiling()
+        vae.use_framewise_decoding = False
+    tiles = {"tiling": "diffusers", "tile_size": 64, "tile_stride": 32, "tile_frames": 16, "tile_frame_stride": 8}
+    spatial.pair.assert_close(spatial.run_ours(**request_, seed=0, **DECODE, **tiles), theirs)
+
+
+def test_a_stream_gives_the_same_frames_in_pieces(spatial: Upscaling) -> None:
+    request = {"latents": latents(1, 9, 1, 2), "seed": 0, "tiling": "seamless", "tile_frames": 64}
+    pieces = list(spatial.ours.stream_upscaled(**request))
+    assert len(pieces) > 1
+    np.testing.assert_array_equal(np.concatenate(pieces, axis=1), spatial.run_ours(**request))
+
+
+def test_a_memory_limit_is_of_the_large_video(spatial: Upscaling) -> None:
+    with pytest.raises(RequestError, match="memory_limit is 1MiB"):
+        spatial.ours.upscale(latents=latents(1, 2, 2, 2), memory_limit="1MiB")

@@ -369,9 +369,9 @@ def _(patch: Patch) -> None:
 def _(patch: Patch) -> None:
     right = DecodeSettings.of
 
-    def wrong(request: Any) -> Any:
-        settings = right(request)
-        return DecodeSettings(np.zeros_like(settings.timestep), settings.noise_scale)
+    def wrong(*arguments: Any) -> Any:
+        settings = right(*arguments)
+        return dataclasses.replace(settings, timestep=np.zeros_like(settings.timestep))
 
     patch(DecodeSettings, "of", wrong)
 
@@ -380,9 +380,9 @@ def _(patch: Patch) -> None:
 def _(patch: Patch) -> None:
     right = DecodeSettings.of
 
-    def wrong(request: Any) -> Any:
-        timestep = right(request).timestep
-        return DecodeSettings(timestep, timestep)
+    def wrong(*arguments: Any) -> Any:
+        settings = right(*arguments)
+        return dataclasses.replace(settings, noise_scale=settings.timestep)
 
     patch(DecodeSettings, "of", wrong)
 
@@ -391,10 +391,10 @@ def _(patch: Patch) -> None:
 def _(patch: Patch) -> None:
     right = DecodeSettings.of
 
-    def wrong(request: Any) -> Any:
-        settings = right(request)
-        first = (np.full_like(each, each[0]) for each in (settings.timestep, settings.noise_scale))
-        return DecodeSettings(*first)
+    def wrong(*arguments: Any) -> Any:
+        settings = right(*arguments)
+        timestep, scale = (np.full_like(each, each[0]) for each in (settings.timestep, settings.noise_scale))
+        return dataclasses.replace(settings, timestep=timestep, noise_scale=scale)
 
     patch(DecodeSettings, "of", wrong)
 

@@ -16,6 +16,7 @@ from telecine.conditioning import sample_posterior
 from telecine.families.ltx_video.encode import encode
 from telecine.families.ltx_video.host import Host
 from telecine.noise import Generator
+from telecine.tiling import TilingOptions
 
 
 def test_sampling_matches_diffusers_beyond_its_clamps_too() -> None:
@@ -35,7 +36,9 @@ def test_videos_are_drawn_for_one_after_the_other(seeds: list[int], tiny_bundle:
     host = Host.parse(Bundle.open(tiny_bundle).manifest.host)
     moments = np.zeros((1, 17, 1, 1, 2), np.float32)
     fake: Any = SimpleNamespace(session=lambda name: SimpleNamespace(run=lambda feeds: {"moments": moments}))
-    made = encode(fake, host, np.zeros((2, 3, 1, 32, 64), np.float32), [Generator(seed) for seed in seeds])
+    made = encode(
+        fake, host, np.zeros((2, 3, 1, 32, 64), np.float32), [Generator(seed) for seed in seeds], TilingOptions()
+    )
     generators = [Generator(seed) for seed in seeds]
     drawn = np.concatenate([(generators * 2)[video].randn((1, 16, 1, 1, 2)) for video in range(2)])
     back = made * host.latents_std.reshape(1, -1, 1, 1, 1) + host.latents_mean.reshape(1, -1, 1, 1, 1)

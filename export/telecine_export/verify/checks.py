@@ -178,6 +178,9 @@ class BundleModels:
             self._sessions[component, role] = RecordingSession(graph, session, self.calls[component])
         return self._sessions[component, role]
 
+    def require(self, component: str) -> None:
+        self.bundle.component(component)
+
     def close(self) -> None:
         for session in self._sessions.values():
             session.close()

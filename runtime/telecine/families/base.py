@@ -33,6 +33,12 @@ class Models(Protocol):
 
     def session(self, component: str, role: str = "main") -> Session: ...
 
+    def require(self, component: str) -> None:
+        """
+        Raises:
+            BundleError: the bundle lacks the component.
+        """
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Frames:

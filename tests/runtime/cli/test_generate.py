@@ -186,7 +186,7 @@ def test_blocks_are_lists_by_commas_and_lists_of_them_by_semicolons(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, blocks: list[object]
 ) -> None:
     seen: list[object] = []
-    monkeypatch.setattr(Pipeline, "generate", lambda _, *, stg_blocks, **rest: seen.append(stg_blocks))
+    monkeypatch.setattr(Pipeline, "stream", lambda _, *, stg_blocks, **rest: seen.append(stg_blocks))
     run("-o", tmp_path / "clip.mp4", "--stg-blocks", text)
     assert seen == [blocks]
 
@@ -195,7 +195,7 @@ def test_what_is_not_asked_is_left_to_presets_and_defaults(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: dict[str, object] = {}
-    monkeypatch.setattr(Pipeline, "generate", lambda _, **parameters: seen.update(parameters))
+    monkeypatch.setattr(Pipeline, "stream", lambda _, **parameters: seen.update(parameters))
     run("-o", tmp_path / "clip.mp4")
     names = ("guidance_scale", "guidance_rescale", "guidance_sigmas", "cfg_star", "stg_scale", "stg_mode", "stg_blocks")
     assert {name: seen[name] for name in names} == dict.fromkeys(names)

@@ -66,10 +66,13 @@ def test_every_parameter_of_upscale_has_an_option() -> None:
 
 def test_options_arrive(upscaler_bundle: Path, latents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, Any] = {}
-    monkeypatch.setattr(Pipeline, "upscale", lambda self, **given: seen.update(given) or pytest.fail("far enough"))
+    monkeypatch.setattr(
+        Pipeline, "stream_upscaled", lambda self, **given: seen.update(given) or pytest.fail("far enough")
+    )
     options = {
         "height": 32, "width": 64, "frame_rate": 12.5, "adain_factor": 0.5, "tone_map_compression_ratio": 0.25,
-        "decode_timestep": 0.5, "decode_noise_scale": 0.25, "seed": 3,
+        "decode_timestep": 0.5, "decode_noise_scale": 0.25, "seed": 3, "tiling": "seamless", "tile_size": 256,
+        "tile_stride": 64, "tile_frames": 72, "tile_frame_stride": 16, "memory_limit": "8GiB",
     }  # fmt: skip
     arguments = [item for name, value in options.items() for item in (f"--{name.replace('_', '-')}", value)]
     with pytest.raises(pytest.fail.Exception):
@@ -110,11 +113,11 @@ def test_generate_takes_second_stage_settings(
 ) -> None:
     seen: dict[str, Any] = {}
 
-    def generate(self: Pipeline, **given: Any) -> None:
+    def stream(self: Pipeline, **given: Any) -> None:
         seen.update(given)
         raise telecine.RequestError("far", expected="enough", fix="Stop.")
 
-    monkeypatch.setattr(Pipeline, "generate", generate)
+    monkeypatch.setattr(Pipeline, "stream", stream)
     settings = ["denoise_strength=0.999", "timesteps=909,725.5", "num-inference-steps=4", "timesteps=5"]
     command = ["generate", upscaler_bundle, "--prompt", "a", "-o", tmp_path / "o.mp4", "--preset", "two-stage"]
     run(*command)

@@ -23,7 +23,7 @@ from telecine.conditioning import (
 from telecine.denoise import Callback
 from telecine.errors import RequestError
 from telecine.families.base import Models, Output, Stage
-from telecine.families.ltx_video.encode import encode, image_videos
+from telecine.families.ltx_video.encode import check_encoding, encode, image_videos
 from telecine.families.ltx_video.generation import Generation, Start
 from telecine.families.ltx_video.host import Host
 from telecine.latents import pack, unpack
@@ -60,6 +60,8 @@ def run(models: Models, request: Request, *, stage: Stage, callback: Callback | 
     generation = Generation.prepare(models, request, schedule=condition_schedule)
     given = _given_latents(generation)
     items = _items(generation)
+    for item in items:
+        check_encoding(models, generation.host, item.pixels, request.tiling_options())
     prompts = generation.embed_prompts(stage, attend_pads=False)
     with stage("encode"):
         canvas = _canvas(generation, items, given)

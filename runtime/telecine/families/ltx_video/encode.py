@@ -18,7 +18,7 @@ from telecine.latents import normalize
 from telecine.media import load_image, to_pixels
 from telecine.noise import Generator
 from telecine.shapes import VideoShape
-from telecine.tiling import TilingOptions, plan_encoder
+from telecine.tiling import Plan, TilingOptions, plan_encoder
 
 Array = npt.NDArray[np.float32]
 
@@ -42,6 +42,17 @@ def image_videos(generation: Generation, images: ImageInput | Sequence[ImageInpu
     return np.concatenate([to_pixels([load_image(image)], video.height, video.width) for image in listed])
 
 
+def check_encoding(models: Models, host: Host, videos: Array, options: TilingOptions) -> None:
+    """Refuse what `encode` would refuse, before anything is run.
+
+    Raises:
+        BundleError: the bundle has no encoder.
+        RequestError: as `encode`.
+    """
+    models.require("vae_encoder")
+    _plan(host, videos[:1], options)
+
+
 def encode(models: Models, host: Host, videos: Array, generators: Sequence[Generator], options: TilingOptions) -> Array:
     """(N, 3, 8k+1, 32h, 32w) videos in [-1, 1] → (N, C, k+1, h, w) normalised latents, sampled from their posteriors.
 
@@ -61,7 +72,11 @@ def encode(models: Models, host: Host, videos: Array, generators: Sequence[Gener
 
 def encode_moments(models: Models, host: Host, video: Array, options: TilingOptions) -> Array:
     """(N, 3, 8k+1, 32h, 32w) video in [-1, 1] → (N, C + 1, k+1, h, w): C means and one log-variance."""
-    latent = VideoShape(num_frames=video.shape[2], height=video.shape[3], width=video.shape[4]).latent(host.grid)
-    plan = plan_encoder(options, latent, host.grid, host.encoder, videos=len(video))
     session = models.session("vae_encoder")
-    return np.concatenate(list(plan.run(lambda part, _: session.run({"video": part})["moments"], video)), axis=2)
+    pieces = _plan(host, video, options).run(lambda part, _: session.run({"video": part})["moments"], video)
+    return np.concatenate(list(pieces), axis=2)
+
+
+def _plan(host: Host, video: Array, options: TilingOptions) -> Plan:
+    latent = VideoShape(num_frames=video.shape[2], height=video.shape[3], width=video.shape[4]).latent(host.grid)
+    return plan_encoder(options, latent, host.grid, host.encoder, videos=len(video))

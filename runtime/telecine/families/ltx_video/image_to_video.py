@@ -10,7 +10,7 @@ from telecine.denoise import Callback
 from telecine.errors import RequestError
 from telecine.families.base import Models, Output, Stage
 from telecine.families.ltx_video import text_to_video
-from telecine.families.ltx_video.encode import encode, image_videos
+from telecine.families.ltx_video.encode import check_encoding, encode, image_videos
 from telecine.families.ltx_video.generation import Generation, Start, shifted_schedule
 from telecine.families.ltx_video.text_to_video import grid_rope, packed_latents, packed_output
 from telecine.latents import pack
@@ -41,6 +41,8 @@ def run(models: Models, request: Request, *, stage: Stage, callback: Callback | 
     generation = Generation.prepare(models, request, schedule=shifted_schedule)
     images = None if request.image is None else image_videos(generation, request.image)
     given = packed_latents(generation) if images is None else None
+    if images is not None:
+        check_encoding(models, generation.host, images, request.tiling_options())
     prompts = generation.embed_prompts(stage)
     if images is not None:
         with stage("encode"):
