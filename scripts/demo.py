@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from demo_model.settings import CHECKPOINT, FILE_FRAME_RATE, SETTINGS, options
+from demo_model.settings import CHECKPOINT, FILE_FRAME_RATE, SETTINGS, UPSCALER, options
 
 ROOT = Path(__file__).parents[1]
 TELECINE = str(Path(sys.executable).with_name("telecine"))
@@ -27,7 +27,7 @@ def main() -> None:
 
     name = re.sub(r"[^\w.-]+", "-", arguments.model).strip("-") or "demo"
     bundle, clip = ROOT / "bundles" / name, ROOT / "out" / "demo.mp4"
-    source = arguments.model or str(CHECKPOINT)
+    source = [arguments.model] if arguments.model else [str(CHECKPOINT), "--upscaler", str(UPSCALER)]
     recommended = ["--preset", "recommended"]
     shapes = ["--seed", "0", "--file-frame-rate", str(FILE_FRAME_RATE), *options(SETTINGS)]
     settings = recommended if arguments.model else shapes
@@ -36,8 +36,8 @@ def main() -> None:
     if bundle.exists():
         print(f"using {bundle.relative_to(ROOT)}; remove it to export again", file=sys.stderr)
     else:
-        stages["export"] = [TELECINE, "export", source, str(bundle)]
-    stages["verify"] = [TELECINE, "verify", str(bundle), source]
+        stages["export"] = [TELECINE, "export", source[0], str(bundle), *source[1:]]
+    stages["verify"] = [TELECINE, "verify", str(bundle), *source]
     stages["generate"] = [
         TELECINE, "generate", str(bundle), "--prompt", arguments.prompt, "-o", str(clip),
         *settings, *arguments.generate,

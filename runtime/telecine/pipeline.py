@@ -131,8 +131,8 @@ class Pipeline:
         positive one. The three scales may be lists, and `stg_blocks` a list of lists: one for each step; or one for
         each of the descending `guidance_sigmas`, where a step takes the first that is not above its own, or the last.
 
-        `image` (one, or a list with one a video) and `conditions` choose the pipeline that takes them, where the
-        bundle's own does not.
+        `image` (one, or a list with one a video), `conditions` and `second_stage` choose the pipeline that takes them,
+        where the bundle's own does not.
 
         `memory_limit` (bytes, or "8GiB") is what decoding may add to the loaded networks and to the frames that are
         done; it chooses tiles. `tiling` is "auto", "off", "seamless" or "diffusers"; sizes of tiles are in pixels and
@@ -213,10 +213,13 @@ class Pipeline:
         pipeline, preset, callback, second_stage = (
             asked.pop(name, None) for name in ("pipeline", "preset", "callback", "second_stage")
         )
+        values = self._preset(preset)
         given = {name for name, value in asked.items() if value is not None}
+        if second_stage is not None or "second_stage" in values:
+            given.add("second_stage")
         name = self._family.choose(self.bundle.manifest.pipeline, given, asked=pipeline)
         spec = self._family.pipelines[name]
-        settings = self._family.settings(name, self._preset(preset))
+        settings = self._family.settings(name, values)
         second = SecondStage.resolve(second_stage, settings.pop("second_stage", None))
         request = Request.resolve(asked, settings, spec.defaults)
         run = spec.run if second is None else partial(self._family.two_stage, spec, second)

@@ -83,14 +83,14 @@ class Run(Protocol):
 class PipelineSpec:
     """One diffusers pipeline class: its host math, the defaults of its `__call__`, and what it alone takes.
 
-    `takes`: parameters that not every pipeline of the family has. `chosen_by`: the one of them that chooses this
+    `takes`: parameters that not every pipeline of the family has. `chosen_by`: those of them that choose this
     pipeline in a bundle of another class.
     """
 
     run: Run
     defaults: Mapping[str, Any]
     takes: frozenset[str] = frozenset()
-    chosen_by: str | None = None
+    chosen_by: frozenset[str] = frozenset()
 
 
 class Upscale(Protocol):
@@ -134,7 +134,8 @@ class Family:
     def choose(self, recorded: str, given: Collection[str], *, asked: str | None = None) -> str:
         """The pipeline for a request that gives these parameters: the one asked for by name, else the bundle's own.
 
-        Where the bundle's own does not take an input that chooses a pipeline (an image, conditions), that one runs.
+        Where the bundle's own does not take what chooses a pipeline (an image, conditions, a second stage), the first
+        that takes all of it runs.
 
         Raises:
             RequestError: an unknown pipeline, or a parameter that it does not take.
@@ -147,7 +148,7 @@ class Family:
                 expected=f"one of {', '.join(self.pipelines)}",
                 fix=f"Pass pipeline={next(iter(self.pipelines))!r}; its host math differs from {name}'s.",
             )
-        inputs = {spec.chosen_by for spec in self.pipelines.values()} & set(given)
+        inputs = {each for spec in self.pipelines.values() for each in spec.chosen_by} & set(given)
         if not asked and not inputs <= self.pipelines[name].takes:
             name = next(other for other, spec in self.pipelines.items() if inputs <= spec.takes)
         for parameter in sorted(set(given) - self.pipelines[name].takes):

@@ -30,14 +30,14 @@ LTX_VIDEO = Family(
     pipelines={
         "LTXPipeline": PipelineSpec(run=text_to_video.run, defaults=DEFAULTS),
         "LTXImageToVideoPipeline": PipelineSpec(
-            run=image_to_video.run, defaults=DEFAULTS, takes=frozenset({"image"}), chosen_by="image"
+            run=image_to_video.run, defaults=DEFAULTS, takes=frozenset({"image"}), chosen_by=frozenset({"image"})
         ),
         "LTXConditionPipeline": PipelineSpec(
             run=conditions.run,
             defaults=DEFAULTS | {"max_sequence_length": 256, "image_cond_noise_scale": 0.15, "denoise_strength": 1.0},
             # Its `video`, `frame_index` and `strength` are a Condition's.
-            takes=frozenset({"image", "conditions", "image_cond_noise_scale", "denoise_strength"}),
-            chosen_by="conditions",
+            takes=frozenset({"image", "conditions", "image_cond_noise_scale", "denoise_strength", "second_stage"}),
+            chosen_by=frozenset({"conditions", "second_stage"}),
         ),
     },
     upscaler=UpscalerSpec(

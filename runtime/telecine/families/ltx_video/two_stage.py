@@ -76,7 +76,7 @@ def run(
         Cancelled: the callback stopped the run.
     """
     host = Host.parse(models.host)
-    _check(spec, request, host)
+    _check(request, host)
     sizes = Sizes.plan(request, second.downscale_factor, host.grid)
     if sizes.first.num_frames != request.num_frames:
         logger.warning("num_frames is %d: making %d frames", request.num_frames, sizes.first.num_frames)
@@ -101,19 +101,13 @@ def run(
     return dataclasses.replace(refined, frames=_resized(refined.frames, request.height, request.width))
 
 
-def _check(spec: PipelineSpec, request: Request, host: Host) -> None:
+def _check(request: Request, host: Host) -> None:
     factors = host.require_upsampler()
     if (factors.spatial, factors.temporal) != (2, 1):
         raise BundleError(
             f"this bundle's upsampler enlarges {factors.spatial} times in space and {factors.temporal} in time",
             expected="2 and 1 for two stages: a spatial upsampler",
             fix="Export again with a spatial upscaler; this one serves upscale().",
-        )
-    if "denoise_strength" not in spec.defaults:
-        raise RequestError(
-            "two stages with a pipeline that cannot denoise given latents in part",
-            expected="one with denoise_strength",
-            fix="Pass pipeline='LTXConditionPipeline'.",
         )
     if request.latents is not None:
         raise RequestError(
