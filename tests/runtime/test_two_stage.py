@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import telecine
+from telecine import pipeline
 from telecine.errors import BundleError, RequestError
 from telecine.families.base import Frames, Output
 from telecine.families.ltx_video import LTX_VIDEO
@@ -217,7 +218,7 @@ class TestChoice:
 
     def test_a_preset_without_one_does_not(self, pipe: telecine.Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
         asked, request = {"prompt": "a", "preset": "recommended"}, []
-        monkeypatch.setattr(telecine.pipeline.Request, "resolve", lambda *layers: request.append(layers[-1]))
+        monkeypatch.setattr(pipeline.Request, "resolve", lambda *layers: request.append(layers[-1]))
         pipe._generation(asked)
         assert request[0]["max_sequence_length"] == 128
 
