@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -180,5 +181,5 @@ PICTURES: tuple[Picture | Upscaled, ...] = (
 
 def psnr(frames: Pixels, expected: Pixels) -> float:
     """Decibels between frames in bytes."""
-    squared = np.mean((frames.astype(np.float64) - expected) ** 2)
-    return float(10 * np.log10(255**2 / max(squared, 1e-9)))
+    squared = float(np.square(frames.astype(np.float64) - expected).mean())
+    return 10 * math.log10(255**2 / max(squared, 1e-9))

@@ -17,14 +17,14 @@ from telecine.media import load_image, load_video
 Frames = npt.NDArray[np.uint8]
 Make = Callable[..., Frames]
 
-# Decibels. What the demo model's VAE makes of a drawn frame by itself is about 28; a ball that has moved by its own
-# width is at 15.
+# Decibels. What the demo model's VAE makes of these drawn frames by itself is from 28 to 35; a ball that has moved by its
+# own width is at 15.
 KEPT = 25.0
 CLIPS = {picture.name: picture for picture in PICTURES if isinstance(picture, Picture)}
 
 
 @pytest.fixture
-def make(demo_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
+def make(demo_upscaler_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
     """`make(picture, *more options)`: the (F, H, W, 3) frames that its command makes, as PNGs, which lose nothing."""
     monkeypatch.chdir(ROOT)
     places = iter(range(10))
@@ -33,7 +33,7 @@ def make(demo_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         folder = tmp_path / str(next(places))
         demo = DEMO[: DEMO.index("--file-frame-rate")]
         words = [*picture.command(demo)[1:-2], *more, "-o", str(folder / "%05d.png")]
-        words[words.index(BUNDLE)] = str(demo_bundle)
+        words[words.index(BUNDLE)] = str(demo_upscaler_bundle)
         done = CliRunner().invoke(main, words, catch_exceptions=False)
         assert done.exit_code == 0, done.output
         return np.stack([load_image(file) for file in sorted(folder.iterdir())])
