@@ -29,7 +29,9 @@ def main() -> None:
     bundle, clip = ROOT / "bundles" / name, ROOT / "out" / "demo.mp4"
     source = [arguments.model] if arguments.model else [str(CHECKPOINT), "--upscaler", str(UPSCALER)]
     recommended = ["--preset", "recommended"]
-    shapes = ["--seed", "0", "--file-frame-rate", str(FILE_FRAME_RATE), *options(SETTINGS)]
+    shapes = ["--file-frame-rate", str(FILE_FRAME_RATE), *options(SETTINGS)]
+    if "--seed" not in arguments.generate:  # a second one would be a second video's
+        shapes += ["--seed", "0"]
     settings = recommended if arguments.model else shapes
 
     stages: dict[str, list[str]] = {}
