@@ -12,7 +12,7 @@ from typing import Any
 from telecine.errors import BundleError
 from telecine.typed_json import build
 
-FORMAT = 1
+FORMAT = 2
 FILE_NAME = "telecine.json"
 
 
@@ -36,22 +36,27 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Graph:
-    """One ONNX graph."""
+    """One ONNX graph; `initializers` is the index of its weights (`initializers.py`)."""
 
     file: FileEntry
+    initializers: FileEntry
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Component:
-    """One network: its graphs by role, over one weights file."""
+    """One network: its graphs by role, over one weights file.
+
+    `refitted` says what `telecine refit` put into the weights since export, in order.
+    """
 
     precision: str
     opset: int
     parameters: int
     weights: FileEntry
     graphs: dict[str, Graph]
+    refitted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from telecine.cli import main
 from telecine.errors import SourceError
-from telecine_export.checkpoints.lora import Lora
+from telecine.lora import Lora
 from telecine_export.source import Source, open_source, parse_lora
 
 Tensors = dict[str, torch.Tensor]

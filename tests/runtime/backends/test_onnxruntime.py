@@ -62,7 +62,7 @@ def transformer_feeds(tokens: int = 6, batch: int = 1, length: int = 4) -> dict[
 @pytest.mark.parametrize("component", ["text_encoder", "transformer", "vae_encoder", "vae_decoder"])
 def test_every_graph_has_the_manifests_inputs_and_outputs(load: Load, component: str) -> None:
     with load(component) as session:
-        real = session._session
+        real = session._loaded.session
         for specs, nodes in ((session.inputs, real.get_inputs()), (session.outputs, real.get_outputs())):
             assert list(specs) == [node.name for node in nodes]
             for node in nodes:
@@ -252,7 +252,7 @@ def test_run_keeps_nothing(load: Load) -> None:
 def test_clones_have_bindings_of_their_own(load: Load) -> None:
     first = load()
     second = first.clone()
-    assert second._session is first._session  # the weights
+    assert second._loaded.session is first._loaded.session  # the weights
     outs = [np.empty((1, 8, 32), np.float32) for _ in range(2)]
     for session, out, seed in zip((first, second), outs, (0, 1), strict=True):
         session.bind("input_ids", ids(seed=seed))
@@ -322,12 +322,12 @@ def test_options_do_not_change_the_result(load: Load, options: dict[str, Any]) -
 
 def test_options_reach_onnxruntime(load: Load) -> None:
     with load(threads=1, memory_arena=False, memory_pattern=False) as session:
-        settings = session._session.get_session_options()
+        settings = session._loaded.session.get_session_options()
         assert settings.intra_op_num_threads == 1
         assert not settings.enable_cpu_mem_arena
         assert not settings.enable_mem_pattern
     with load() as session:
-        settings = session._session.get_session_options()
+        settings = session._loaded.session.get_session_options()
         assert settings.enable_cpu_mem_arena
         assert settings.enable_mem_pattern
 
