@@ -16,11 +16,9 @@ import onnx_ir as ir
 from telecine.atomic import atomic_folder
 from telecine.bundle import Bundle, file_entry, is_bundle
 from telecine.errors import RequestError, SourceError
-from telecine.initializers import dump_index
 from telecine.manifest import FILE_NAME, FORMAT, Component, FileEntry, Graph, Manifest, TensorSpec
 from telecine_export.families import family_of
 from telecine_export.graphs import GraphSpec
-from telecine_export.initializers import index_of
 from telecine_export.memory import PeakMemory
 from telecine_export.source import Source
 from telecine_export.tokenizer import save_tokenizer_json
@@ -147,9 +145,7 @@ def export_component(
                 weights.attach(model)
                 path = home / f"{spec.role}.onnx"
                 ir.save(model, path)
-                index = home / f"{spec.role}.json"
-                index.write_text(dump_index(index_of(model)), encoding="utf-8")
-                graphs[spec.role] = _graph(folder, path, index, model)
+                graphs[spec.role] = _graph(folder, path, model)
             written = weights.finish()
         for role in graphs:
             onnx.checker.check_model(str(home / f"{role}.onnx"))
@@ -165,10 +161,9 @@ def export_component(
     return Component(precision=precision, opset=opset, parameters=written.parameters, weights=entry, graphs=graphs)
 
 
-def _graph(folder: Path, path: Path, index: Path, model: ir.Model) -> Graph:
+def _graph(folder: Path, path: Path, model: ir.Model) -> Graph:
     return Graph(
         file=file_entry(folder, path),
-        initializers=file_entry(folder, index),
         inputs=tuple(_tensor(value) for value in model.graph.inputs),
         outputs=tuple(_tensor(value) for value in model.graph.outputs),
     )

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from telecine.errors import SourceError
 from telecine.families.ltx_video.names import TIED_NAMES
+from telecine.initializers import TRANSPOSED
 from telecine_export.checkpoints.checkpoint import Checkpoint
-from telecine_export.trace import TRANSPOSED
 
 TORCH_DTYPES = {
     ir.DataType.FLOAT: torch.float32,

@@ -23,7 +23,7 @@ class Bundle:
 
     @classmethod
     def open(cls, path: str | Path) -> Bundle:
-        """Check format, the hashes of manifest, graphs, their indexes and tokenizer, and the sizes of weights.
+        """Check format, the hashes of manifest, graphs and tokenizer, and the sizes of weights.
 
         Raises:
             BundleError: missing, of another format, damaged, edited, or with paths that leave the bundle.
@@ -39,8 +39,8 @@ class Bundle:
 
     def hashed_files(self) -> list[FileEntry]:
         """The small files, whose contents are checked at every opening."""
-        graphs = [graph for part in self.manifest.components.values() for graph in part.graphs.values()]
-        return [self.manifest.tokenizer, *(file for graph in graphs for file in (graph.file, graph.initializers))]
+        graphs = [graph.file for part in self.manifest.components.values() for graph in part.graphs.values()]
+        return [self.manifest.tokenizer, *graphs]
 
     def check_weights(self) -> None:
         """Hash the weights too (gigabytes: `telecine inspect --check`).

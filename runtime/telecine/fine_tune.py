@@ -10,7 +10,7 @@ from telecine.bundle import Bundle, sha256
 from telecine.dtypes import Floats
 from telecine.errors import SourceError
 from telecine.families.base import Naming
-from telecine.initializers import GraphWeights
+from telecine.graph_weights import GraphWeights
 from telecine.safetensors_files import SafetensorsFiles, weight_files
 
 QUANTISED = ("F8_E4M3", "F8_E5M2", "I8", "U8")

@@ -1,160 +1,197 @@
-"""A graph's weights in a bundle: where each lies in the weights file, and its values as the checkpoint has them.
+"""The initializers of an ONNX graph, read without the onnx package: names, types, shapes, and values on demand.
 
-Export writes the index, a small JSON file beside each graph, because reading the graph itself would need onnx.
+Source: onnx.proto (ModelProto, GraphProto, TensorProto) and protobuf's wire format. Graphs are those that telecine
+export writes: large values lie in the component's weights file, small ones in the graph as `raw_data`.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from telecine.bundle import Bundle
-from telecine.dtypes import FLOAT8_MAX, STORAGE, Floats, from_float32, to_float32
 from telecine.errors import BundleError
-from telecine.typed_json import build
 
-Array = npt.NDArray[Any]
+# TensorProto.DataType → its name, and NumPy's type of the same bits: NumPy has no bfloat16 and no float8.
+TYPES = {
+    1: ("float32", "<f4"),
+    2: ("uint8", "u1"),
+    3: ("int8", "i1"),
+    4: ("uint16", "<u2"),
+    5: ("int16", "<i2"),
+    6: ("int32", "<i4"),
+    7: ("int64", "<i8"),
+    9: ("bool", "?"),
+    10: ("float16", "<f2"),
+    11: ("float64", "<f8"),
+    12: ("uint32", "<u4"),
+    13: ("uint64", "<u8"),
+    16: ("bfloat16", "<u2"),
+    17: ("float8e4m3fn", "u1"),
+}
+MODEL_GRAPH, GRAPH_INITIALIZER, GRAPH_VALUE_INFO = 7, 5, 13  # field numbers
+DIMS, DATA_TYPE, NAME, RAW_DATA, EXTERNAL_DATA = 1, 2, 8, 9, 13
+VALUE_NAME, VALUE_METADATA = 1, 4
+TRANSPOSED = "telecine.transposed"  # metadata key of an initializer whose values are the checkpoint's, transposed
+Field: TypeAlias = "tuple[int, int | memoryview]"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Initializer:
-    """One weight: its type (a name of `dtypes.STORAGE`), its shape in the graph, and its first byte in the file.
+    """(shape) values of a graph, in `file` from `offset` on, or `inline`. `dtype` is ONNX's name for the type.
 
-    `transposed`: the graph has the checkpoint's tensor transposed.
+    `transposed`: export stored the checkpoint's tensor so.
     """
 
+    name: str
     dtype: str
     shape: tuple[int, ...]
+    bits: np.dtype[Any]
+    file: Path
     offset: int
+    inline: bytes | None
     transposed: bool
 
+    def holds(self, dtype: np.dtype[Any]) -> bool:
+        """Whether an array of this dtype has its type: by name (ml_dtypes' too), or as bare bits without one."""
+        return dtype == self.bits or dtype.name.replace("_", "") == self.dtype.replace("_", "")
 
-def dump_index(entries: Mapping[str, Initializer]) -> str:
-    """JSON text, a line for each initializer."""
-    lines = [f"{json.dumps(name)}: {json.dumps(dataclasses.asdict(entry))}" for name, entry in entries.items()]
-    return "{\n" + ",\n".join(lines) + "\n}\n"
+    def read(self) -> npt.NDArray[Any]:
+        """(shape) values, mapped from the file; bfloat16 and float8 as unsigned integers of their size.
+
+        Raises:
+            BundleError: the file is missing or cut.
+        """
+        if self.inline is not None:
+            return np.frombuffer(self.inline, self.bits).reshape(self.shape)
+        try:
+            return np.memmap(self.file, self.bits, mode="r", offset=self.offset, shape=self.shape or (1,)).reshape(
+                self.shape
+            )
+        except (OSError, ValueError) as error:
+            raise _damaged(self.file, f"does not hold {self.name}: {error}") from error
 
 
-def read_index(path: Path) -> dict[str, Initializer]:
-    """
+def read_initializers(graph: Path) -> dict[str, Initializer]:
+    """Every initializer of a graph, by name.
+
     Raises:
-        BundleError: missing, not JSON, or with fields missing, unknown or of another type.
+        BundleError: the graph cannot be read, or is not one that telecine export wrote.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise _damaged(str(path), f"cannot be read ({error})") from error
-    if not isinstance(content, dict):
-        raise _damaged(str(path), f"holds {type(content).__name__}")
-    entries = {
-        name: build(Initializer, entry, where=f"{path}: {name}", damaged=_damaged) for name, entry in content.items()
-    }
-    for name, entry in entries.items():
-        if entry.dtype not in STORAGE:
-            raise _damaged(f"{path}: {name}", f"is {entry.dtype}")
-    return entries
+        content = memoryview(graph.read_bytes())
+        parts = [
+            (number, _bytes(value))
+            for field, model in _fields(content)
+            if field == MODEL_GRAPH
+            for number, value in _fields(_bytes(model))
+            if number in (GRAPH_INITIALIZER, GRAPH_VALUE_INFO)
+        ]
+        transposed = {name for number, value in parts if number == GRAPH_VALUE_INFO for name in _transposed(value)}
+        found = [_initializer(value, graph, transposed) for number, value in parts if number == GRAPH_INITIALIZER]
+    except OSError as error:
+        raise _damaged(graph, f"cannot be read ({error.strerror or error})") from error
+    except (IndexError, KeyError, TypeError, ValueError) as error:
+        raise _damaged(graph, f"is not an ONNX graph as telecine writes it ({error})") from error
+    return {each.name: each for each in found}
 
 
-class GraphWeights:
-    """The bundle's own weights of one graph.
-
-    Names and shapes are the checkpoint's: a weight that is stored transposed, or in float8 with a scale for each of
-    its output channels beside it, shows as the float32 matrix that it stands for.
-    """
-
-    def __init__(self, entries: Mapping[str, Initializer], file: Path, *, origin: Path) -> None:
-        self.entries, self.origin = entries, origin
-        self._file = file
-
-    @classmethod
-    def open(cls, bundle: Bundle, component: str, role: str = "main") -> GraphWeights:
-        """
-        Raises:
-            BundleError: the bundle lacks the graph, or its index is damaged.
-        """
-        entries = read_index(bundle.path(bundle.graph(component, role).initializers))
-        weights = bundle.path(bundle.component(component).weights)
-        return cls(entries, weights, origin=bundle.root / component)
-
-    def names(self) -> Collection[str]:
-        """The checkpoint's names, without the scales that only the graph has."""
-        return [name for name in self.entries if not self._is_scale(name)]
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.entries and not self._is_scale(name)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        entry = self.entries[name]
-        return entry.shape[::-1] if entry.transposed else entry.shape
-
-    def stored(self, name: str) -> Array:
-        """An initializer as the graph has it, read from the file.
-
-        Raises:
-            BundleError: the weights file is missing or was cut.
-        """
-        entry = self.entries[name]
-        count = math.prod(entry.shape)
-        try:
-            values = np.fromfile(self._file, STORAGE[entry.dtype], count=count, offset=entry.offset)
-        except OSError as error:
-            raise _damaged(str(self._file), f"cannot be read ({error.strerror or error})") from error
-        if len(values) != count:
-            raise _damaged(str(self._file), f"ends within {name}")
-        return values.reshape(entry.shape)
-
-    def load(self, name: str) -> Floats:
-        """The values that a weight stands for, as the checkpoint lays them out; a new array.
-
-        Raises:
-            BundleError: the weights file is missing or was cut.
-        """
-        entry = self.entries[name]
-        values = to_float32(self.stored(name), entry.dtype)
-        scale = scale_name(name)
-        if scale in self.entries:
-            values *= to_float32(self.stored(scale), self.entries[scale].dtype)
-        return values.T if entry.transposed else values
-
-    def store(self, name: str, values: Floats) -> dict[str, Array]:
-        """The initializers that stand for a weight's new values: itself and, for float8, the scale that fits them."""
-        entry = self.entries[name]
-        laid_out = np.ascontiguousarray(values.T if entry.transposed else values)
-        scale = scale_name(name)
-        if scale not in self.entries:
-            return {name: from_float32(laid_out, entry.dtype)}
-        scale_entry = self.entries[scale]
-        scales = from_float32(_scales(laid_out, scale_entry.shape), scale_entry.dtype)
-        # By what the graph will multiply with.
-        scaled = np.divide(laid_out, to_float32(scales, scale_entry.dtype), dtype=np.float32)
-        return {name: from_float32(scaled, entry.dtype), scale: scales}
-
-    def _is_scale(self, name: str) -> bool:
-        return name.endswith(scale_name("")) and name.removesuffix(scale_name("")) in self.entries
+def _transposed(value_info: memoryview) -> Iterator[str]:
+    """The name of a value, if it is marked as transposed."""
+    name = ""
+    marked = False
+    for number, value in _fields(value_info):
+        if number == VALUE_NAME:
+            name = str(_bytes(value), "utf-8")
+        elif number == VALUE_METADATA:
+            marked |= any(_bytes(part) == TRANSPOSED.encode() for _, part in _fields(_bytes(value)))
+    if marked:
+        yield name
 
 
-def scale_name(name: str) -> str:
-    """The initializer that a float8 weight's values are multiplied with; it broadcasts over them as NumPy does."""
-    return f"{name}.scale"
+def _initializer(tensor: memoryview, graph: Path, transposed: Collection[str]) -> Initializer:
+    shape: list[int] = []
+    name, kind, inline = "", 0, None
+    where: dict[str, str] = {}
+    for number, value in _fields(tensor):
+        if number == DIMS:
+            shape += [value] if isinstance(value, int) else _varints(value)
+        elif number == DATA_TYPE and isinstance(value, int):
+            kind = value
+        elif number == NAME:
+            name = str(_bytes(value), "utf-8")
+        elif number == RAW_DATA:
+            inline = bytes(_bytes(value))
+        elif number == EXTERNAL_DATA:
+            key, text = (str(_bytes(part), "utf-8") for _, part in _fields(_bytes(value)))
+            where[key] = text
+    dtype, bits = TYPES[kind][0], np.dtype(TYPES[kind][1])
+    size = math.prod(shape) * bits.itemsize
+    if (int(where["length"]) if where else len(inline or b"")) != size:
+        raise ValueError(f"{name} is not {size} bytes of raw or external data")
+    location = Path(where.get("location", graph.name))
+    if location.is_absolute() or ".." in location.parts:
+        raise ValueError(f"{name} lies outside of the bundle, in {location}")
+    return Initializer(
+        name=name, dtype=dtype, shape=tuple(shape), bits=bits, file=graph.parent / location,
+        offset=int(where.get("offset", 0)), inline=None if where else inline,
+        transposed=name in transposed,
+    )  # fmt: skip
 
 
-def _scales(values: Floats, shape: tuple[int, ...]) -> Floats:
-    """Of this shape, which broadcasts over `values`: what maps the largest value of each slice to float8's largest."""
-    padded = (1,) * (values.ndim - len(shape)) + shape
-    axes = tuple(axis for axis, size in enumerate(padded) if size == 1)
-    largest = np.abs(values).max(axis=axes, keepdims=True)
-    return np.where(largest > 0, largest / np.float32(FLOAT8_MAX), 1).astype(np.float32).reshape(shape)
+def _fields(message: memoryview) -> Iterator[Field]:
+    """(field number, value) of a message: numbers as int, everything else as bytes."""
+    place = 0
+    while place < len(message):
+        key, place = _varint(message, place)
+        number, wire = key >> 3, key & 7
+        if wire == 0:
+            value, place = _varint(message, place)
+            yield number, value
+            continue
+        if wire == 2:
+            size, place = _varint(message, place)
+        elif wire in (1, 5):
+            size = 8 if wire == 1 else 4
+        else:
+            raise ValueError(f"wire type {wire}")
+        if place + size > len(message):
+            raise ValueError("it is cut")
+        yield number, message[place : place + size]
+        place += size
 
 
-def _damaged(where: str, problem: str) -> BundleError:
+def _varints(packed: memoryview) -> list[int]:
+    values, place = [], 0
+    while place < len(packed):
+        value, place = _varint(packed, place)
+        values.append(value)
+    return values
+
+
+def _varint(message: memoryview, place: int) -> tuple[int, int]:
+    """A base-128 number and the place after it."""
+    value = shift = 0
+    while True:
+        byte = message[place]
+        value |= (byte & 127) << shift
+        place, shift = place + 1, shift + 7
+        if byte < 128:
+            return value, place
+
+
+def _bytes(value: int | memoryview) -> memoryview:
+    if isinstance(value, int):
+        raise TypeError("a number where a message belongs")
+    return value
+
+
+def _damaged(path: Path, problem: str) -> BundleError:
     return BundleError(
-        f"{where} {problem}", expected="the bundle that telecine export wrote", fix="Export or copy the bundle again."
+        f"{path} {problem}", expected="a file that telecine export wrote", fix="Export or copy the bundle again."
     )

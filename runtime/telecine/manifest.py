@@ -12,7 +12,7 @@ from typing import Any
 from telecine.errors import BundleError
 from telecine.typed_json import build
 
-FORMAT = 2
+FORMAT = 1
 FILE_NAME = "telecine.json"
 
 
@@ -36,10 +36,9 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Graph:
-    """One ONNX graph; `initializers` is the index of its weights (`initializers.py`)."""
+    """One ONNX graph."""
 
     file: FileEntry
-    initializers: FileEntry
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 

@@ -24,7 +24,7 @@ DTYPES: Mapping[str, str] = {
     "F32": "float32",
     "F16": "float16",
     "BF16": "bfloat16",
-    "F8_E4M3": "float8_e4m3fn",
+    "F8_E4M3": "float8e4m3fn",
 }
 
 

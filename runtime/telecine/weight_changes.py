@@ -13,7 +13,7 @@ from telecine.bundle import Bundle, sha256
 from telecine.families import FAMILIES
 from telecine.families.base import Naming
 from telecine.fine_tune import FineTune
-from telecine.initializers import GraphWeights
+from telecine.graph_weights import GraphWeights
 from telecine.lora import Delta, Lora, fuse, read_deltas
 
 Array = npt.NDArray[Any]

@@ -17,11 +17,11 @@ from safetensors.torch import save_file
 
 from telecine.errors import SourceError
 from telecine.families.ltx_video.names import TIED_NAMES
+from telecine.initializers import TRANSPOSED
 from telecine.safetensors_files import weight_files
 from telecine_export import weights as weights_module
 from telecine_export.checkpoints.safetensors_files import SafetensorsCheckpoint
 from telecine_export.source import open_source
-from telecine_export.trace import TRANSPOSED
 from telecine_export.weights import CACHE_LINE, LARGE, PAGE, WeightsFile, WeightsWriter
 
 COMPONENTS = {"text_encoder": "text_encoder", "transformer": "transformer", "vae_encoder": "vae", "vae_decoder": "vae"}

@@ -15,7 +15,7 @@ def test_every_graph_axis_preset_and_version_is_shown(tiny_bundle: Path) -> None
     bundle = Bundle.open(tiny_bundle)
     text = as_text(bundle, weights_checked=False)
     assert text.splitlines()[0] == str(tiny_bundle)
-    assert "ltx-video 0.9.5, LTXPipeline, format 2" in text
+    assert "ltx-video 0.9.5, LTXPipeline, format 1" in text
     assert "weights' sizes checked (--check hashes them)" in text
     for name, component in bundle.manifest.components.items():
         assert f"{name}: fp32, opset 23, {component.parameters:,} parameters" in text

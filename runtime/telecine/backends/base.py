@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from telecine.axes import Shape, bind_axes, resolve
-from telecine.dtypes import STORAGE
 from telecine.errors import BackendError
 from telecine.initializers import Initializer
 from telecine.manifest import Graph, TensorSpec
@@ -155,20 +154,16 @@ class Session(ABC):
                 )
 
     def check_weights(self, weights: Mapping[str, Buffer], initializers: Mapping[str, Initializer]) -> None:
-        """What `replace` requires on every backend; `initializers` is the graph's index."""
+        """What `replace` requires on every backend; `initializers` are the graph's."""
         for name, array in weights.items():
             entry = initializers.get(name)
-            if entry is None:
-                problem, expected = "no initializer", "a name of the graph's index"
-            elif (array.shape, array.dtype) != (entry.shape, STORAGE[entry.dtype]):
-                problem, expected = f"{array.dtype} {array.shape}", f"{entry.dtype} {entry.shape}"
+            if entry is None or entry.inline is not None:
+                problem, expected = "no weight of the graph is called so", "names of the graph's weights"
+            elif array.shape != entry.shape or not entry.holds(array.dtype):
+                problem, expected = f"{array.dtype} of shape {array.shape}", f"{entry.dtype} of shape {entry.shape}"
             else:
                 continue
-            raise BackendError(
-                f"{name} for the graph's weights: {problem}",
-                expected=expected,
-                fix="Replace weights by values of the same model.",
-            )
+            raise BackendError(f"{name}: {problem}", expected=expected, fix="Use weights of this model.")
 
     def __enter__(self) -> Session:
         return self

@@ -14,7 +14,7 @@ import numpy as np
 from telecine.backends.base import Buffer, Session, out_of_memory
 from telecine.dtypes import STORAGE
 from telecine.errors import BackendError
-from telecine.initializers import read_index
+from telecine.initializers import read_initializers
 from telecine.manifest import Graph
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -28,7 +28,7 @@ OUT_OF_MEMORY = (
     "alloc_failed",  # CUBLAS_STATUS_ALLOC_FAILED, CUDNN_STATUS_ALLOC_FAILED
 )
 # TensorProto's numbers of the types that NumPy lacks, by how their bits are held.
-ONNX_TYPES = {STORAGE["bfloat16"]: 16, STORAGE["float8_e4m3fn"]: 17}
+ONNX_TYPES = {STORAGE["bfloat16"]: 16, STORAGE["float8e4m3fn"]: 17}
 # Beyond any machine: ONNX Runtime starts whatever number it is told.
 MAX_THREADS = 1024
 
@@ -176,8 +176,8 @@ class OnnxRuntimeSession(Session):
     def replace(self, weights: Mapping[str, Buffer]) -> None:
         self.check_open()
         assert self._network is not None
-        self.check_weights(weights, read_index(self._network.path.with_name(Path(self._graph.initializers.path).name)))
-        self._network.replace({name: np.ascontiguousarray(array) for name, array in weights.items()})
+        self.check_weights(weights, read_initializers(self._network.path))
+        self._network.replace({name: np.require(array, None, "C") for name, array in weights.items()})
 
     def close(self) -> None:
         self._binding = self._loaded = self._network = None
