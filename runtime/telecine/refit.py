@@ -1,0 +1,97 @@
+"""A bundle with other weights, without torch and without another export: graphs as they were, LoRA or fine-tune in."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from telecine.atomic import atomic_folder
+from telecine.bundle import Bundle, file_entry, is_bundle
+from telecine.errors import RequestError
+from telecine.graph_weights import GraphWeights
+from telecine.lora import Lora
+from telecine.manifest import FILE_NAME, Component
+from telecine.weight_changes import ComponentChange, WeightChanges
+
+
+@contextmanager
+def refitted_bundle(
+    bundle: Bundle,
+    destination: Path,
+    *,
+    loras: Sequence[Lora] = (),
+    weights: Mapping[str, Path],
+    overwrite: bool = False,
+) -> Iterator[Bundle]:
+    """A bundle with LoRA files and other checkpoints' weights (by component) in place of the bundle's own.
+
+    It is yielded in a temporary folder, for more to be put into it, and appears at `destination` as a whole. What does
+    not change is shared with the bundle by hard links where one disk holds both.
+
+    Raises:
+        SourceError: a file is damaged, or not of this model.
+        BundleError: the bundle lacks a component, or its weights.
+        RequestError: nothing to change, or the destination exists (without `overwrite`) or cannot be written.
+    """
+    changes = WeightChanges()
+    if loras:
+        changes = changes.with_loras(bundle, loras)
+    for component, path in weights.items():
+        changes = changes.with_tune(bundle, component, path)
+    if not changes.components:
+        raise RequestError(
+            "no LoRA and no weights", expected="something to put into the bundle", fix="Add --lora FILE[=SCALE]."
+        )
+    with atomic_folder(destination, overwrite=overwrite, is_ours=is_bundle) as folder:
+        try:
+            _write(bundle, folder, changes)
+        except OSError as error:
+            raise RequestError(
+                f"writing {destination} failed ({error.strerror or error})",
+                expected="room for the changed components' weights",
+                fix="Free space, or choose a path on another disk. Nothing was left behind.",
+            ) from error
+        yield Bundle.open(folder)
+
+
+def share(source: Path, target: Path) -> None:
+    """The same file at another place: by a hard link, or a copy where that cannot be."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, a file system without links, or another owner's file
+        shutil.copyfile(source, target)
+
+
+def _write(bundle: Bundle, folder: Path, changes: WeightChanges) -> None:
+    components = {}
+    for entry in bundle.hashed_files():
+        share(bundle.path(entry), folder / entry.path)
+    for name, component in bundle.manifest.components.items():
+        change = changes.components.get(name)
+        if change is None:
+            share(bundle.path(component.weights), folder / component.weights.path)
+            components[name] = component
+        else:
+            components[name] = _changed(bundle, folder, name, component, change)
+    manifest = dataclasses.replace(bundle.manifest, components=components)
+    (folder / FILE_NAME).write_text(manifest.dump(), encoding="utf-8")
+
+
+def _changed(bundle: Bundle, folder: Path, name: str, component: Component, change: ComponentChange) -> Component:
+    """The component with its weights written anew: every value lies where it lay."""
+    path = folder / component.weights.path
+    shutil.copyfile(bundle.path(component.weights), path)
+    with path.open("r+b") as file:
+        for role in component.graphs:
+            weights = GraphWeights.open(bundle, name, role)
+            for initializer, values in change.values(weights):
+                file.seek(weights.initializer(initializer).offset)
+                file.write(values.tobytes())
+    return dataclasses.replace(
+        component, weights=file_entry(folder, path), refitted=(*component.refitted, *change.describe())
+    )
