@@ -45,6 +45,8 @@ class FineTune:
             )
         files = SafetensorsFiles(weight_files(root) if root.is_dir() else [root], root)
         found = naming.tensors[component](files.names())
+        if not found:
+            raise _refused(root, f"holds no {component}", "its weights, by diffusers' or the original names")
         names = {name: found.get(name) or found.get(naming.tied.get(name, name)) for name in shapes}
         for name, stored in names.items():
             _check(files, name, stored, shapes[name], bundle)
