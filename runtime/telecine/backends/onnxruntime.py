@@ -113,7 +113,10 @@ class OnnxRuntimeSession(Session):
         self._network: _Network | None = network
         # IO binding keeps addresses only: these references keep the arrays alive.
         self._bound: dict[str, Buffer] = {}
-        self._renew(network.loaded)
+        # Of the network as it was when the first of them was bound: what is unbound keeps no old weights alive.
+        self._loaded: _Loaded | None = None
+        self._binding: Any = None
+        self._checked = False  # whether what is bound fits together
 
     @classmethod
     def load(cls, graph: Graph, path: Path, *, device: str, options: OnnxRuntimeOptions) -> OnnxRuntimeSession:
@@ -127,6 +130,7 @@ class OnnxRuntimeSession(Session):
     def bind(self, name: str, buffer: Buffer) -> None:
         self.check_open()
         self.check_buffer(name, buffer)
+        self._use_current_weights()
         self._bind(name, buffer)
         self._bound[name] = buffer
         self._checked = False
@@ -138,29 +142,27 @@ class OnnxRuntimeSession(Session):
             else:
                 self._binding.bind_output(name, "cpu", 0, buffer.dtype.type, list(buffer.shape), buffer.ctypes.data)
 
-    def _renew(self, loaded: _Loaded) -> None:
-        """Bind what is bound to another session of ONNX Runtime."""
-        self._loaded: _Loaded | None = loaded
-        self._binding = loaded.session.io_binding()
-        self._checked = False  # whether what is bound fits together
-        for name, buffer in self._bound.items():
-            self._bind(name, buffer)
+    def _use_current_weights(self) -> None:
+        """Bind what is bound to the network as it is now, where weights were replaced since."""
+        assert self._network is not None
+        if self._loaded is not self._network.loaded:
+            self._loaded = self._network.loaded
+            self._binding = self._loaded.session.io_binding()
+            for name, buffer in self._bound.items():
+                self._bind(name, buffer)
 
     def unbind(self) -> None:
-        if self._loaded is not None:
-            self._binding = self._loaded.session.io_binding()  # clearing one leaves references to its input arrays
+        self._binding = self._loaded = None  # clearing a binding leaves references to its input arrays
         self._bound.clear()
         self._checked = False
 
     def enqueue(self, stream: int = 0) -> None:
         self.check_open()
-        assert self._network is not None
-        if self._loaded is not self._network.loaded:
-            self._renew(self._network.loaded)  # weights were replaced
-        assert self._loaded is not None
         if not self._checked:
             self.check_bound(self._bound)
             self._checked = True
+        self._use_current_weights()
+        assert self._loaded is not None
         with _translated("running"):
             if self._loaded.session.get_providers() != [CPU]:
                 # For another device an input is copied when it is bound, and its buffer may have changed since.
@@ -180,8 +182,8 @@ class OnnxRuntimeSession(Session):
         self._network.replace({name: np.require(array, None, "C") for name, array in weights.items()})
 
     def close(self) -> None:
-        self._binding = self._loaded = self._network = None
-        self._bound.clear()
+        self.unbind()
+        self._network = None
 
     @property
     def closed(self) -> bool:
