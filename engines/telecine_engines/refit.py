@@ -81,10 +81,16 @@ def _write_refitted(plan: Path, sidecar: Sidecar, bundle: Bundle) -> None:
         share(plan, path)
     else:
         graph = bundle.path(bundle.graph(sidecar.component, sidecar.role).file)
-        content = refit_plan(_content(plan, sidecar), sidecar, read_initializers(graph))
+        api = _library(sidecar)
+        content = refit_plan(api, _content(plan, sidecar), sidecar, read_initializers(graph))
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-        made = dataclasses.replace(made, plan_size=len(content), plan_sha256=hashlib.sha256(content).hexdigest())
+        made = dataclasses.replace(
+            made,
+            plan_size=len(content),
+            plan_sha256=hashlib.sha256(content).hexdigest(),
+            refit=_keeps_refit(api),
+        )
     sidecar_path(path).write_text(made.dump(), encoding="utf-8")
 
 
@@ -105,13 +111,12 @@ def _content(plan: Path, sidecar: Sidecar) -> bytes:
     return content
 
 
-def refit_plan(content: bytes, sidecar: Sidecar, initializers: Mapping[str, Initializer]) -> bytes:
-    """A plan with every weight that can be replaced as these initializers have it; it can be refitted again.
+def refit_plan(api: Any, content: bytes, sidecar: Sidecar, initializers: Mapping[str, Initializer]) -> bytes:
+    """A plan with every weight that can be replaced as these initializers have it. `api` is TensorRT's module.
 
     Raises:
-        EngineError: no TensorRT or GPU for the plan, or TensorRT refuses it or a weight.
+        EngineError: no GPU for the plan, or TensorRT refuses it or a weight.
     """
-    api = _library(sidecar)
     log = _log(api)
     runtime = api.Runtime(log)  # it must live as long as the engine
     runtime.engine_host_code_allowed = sidecar.version_compatible
@@ -137,13 +142,19 @@ def refit_plan(content: bytes, sidecar: Sidecar, initializers: Mapping[str, Init
 
 def _serialised(api: Any, log: Any, engine: Any, sidecar: Sidecar) -> bytes:
     config = engine.create_serialization_config()
-    config.set_flag(api.SerializationFlag.INCLUDE_REFIT)
+    if _keeps_refit(api):
+        config.set_flag(api.SerializationFlag.INCLUDE_REFIT)
     if sidecar.options.get("excludeLeanRuntime"):
         config.set_flag(api.SerializationFlag.EXCLUDE_LEAN_RUNTIME)
     serialised = engine.serialize_with_config(config)
     if serialised is None:
         raise _refused(f"TensorRT cannot write the refitted plan: {log.errors()}", "memory for one more plan")
     return bytes(memoryview(serialised))
+
+
+def _keeps_refit(api: Any) -> bool:
+    """Whether what is written after a refit can be refitted again: from TensorRT 10.14 on."""
+    return hasattr(api.SerializationFlag, "INCLUDE_REFIT")
 
 
 def _library(sidecar: Sidecar) -> Any:

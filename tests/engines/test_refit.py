@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 import hashlib
 import json
 import sys
@@ -154,6 +155,17 @@ def test_a_refitted_plan_can_be_refitted_again(
     assert again.read_bytes() == first.read_bytes()
     between, _ = plans(Bundle.open(tmp_path / "b"))["transformer.main.plan"]
     assert between.read_bytes() != first.read_bytes()
+
+
+def test_before_10_14_a_refitted_plan_is_final(
+    tiny_bundle: Path, refitted: Bundle, engines: Path, write: Write, tensorrt: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(tensorrt, "SerializationFlag", enum.Enum("SerializationFlag", ["EXCLUDE_WEIGHTS"]))
+    write()
+    refit_engines(Bundle.open(tiny_bundle), refitted, engines)
+    plan, sidecar = plans(refitted)["transformer.main.plan"]
+    assert (sidecar.refit, json.loads(plan.read_bytes())["refit"]) == (False, False)
 
 
 def test_what_needs_no_gpu(
