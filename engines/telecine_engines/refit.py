@@ -16,7 +16,7 @@ from telecine.bundle import Bundle
 from telecine.engine import Sidecar, plan_path, sidecar_path
 from telecine.errors import EngineError
 from telecine.initializers import Initializer, read_initializers
-from telecine.refit import share
+from telecine.refit import copy
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ DATA_TYPES = {
 def refit_engines(before: Bundle, after: Bundle, engines: Path) -> dict[str, str]:
     """Put plans for `after` into its own folder, from those of `before` in `engines`; what was done, by plan.
 
-    Plans of components that did not change are shared. Stripped plans are too, under a new sidecar: a session fills
+    Plans of components that did not change are copied. Stripped plans are too, under a new sidecar: a session fills
     them with its bundle's weights. The others are refitted, which needs a GPU that they run on.
 
     Raises:
@@ -43,14 +43,14 @@ def refit_engines(before: Bundle, after: Bundle, engines: Path) -> dict[str, str
         if not _is_of(sidecar, before):
             done[name] = "left out: of another bundle"
         elif _is_of(sidecar, after):
-            share(plan, after.root / "engines" / name)
-            share(sidecar_path(plan), sidecar_path(after.root / "engines" / name))
-            done[name] = "shared"
+            copy(plan, after.root / "engines" / name)
+            copy(sidecar_path(plan), sidecar_path(after.root / "engines" / name))
+            done[name] = "copied"
         elif not sidecar.refit:
             done[name] = "left out: built without --refit"
         else:
             _write_refitted(plan, sidecar, after)
-            done[name] = "shared, stripped" if sidecar.stripped else "refitted"
+            done[name] = "copied: stripped" if sidecar.stripped else "refitted"
     return done
 
 
@@ -78,7 +78,7 @@ def _write_refitted(plan: Path, sidecar: Sidecar, bundle: Bundle) -> None:
     )
     made = dataclasses.replace(sidecar, key=key, weights_sha256=weights_sha256)
     if sidecar.stripped:
-        share(plan, path)
+        copy(plan, path)
     else:
         graph = bundle.path(bundle.graph(sidecar.component, sidecar.role).file)
         api = _library(sidecar)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,8 +28,8 @@ def refitted_bundle(
 ) -> Iterator[Bundle]:
     """A bundle with LoRA files and other checkpoints' weights (by component) in place of the bundle's own.
 
-    It is yielded in a temporary folder, for more to be put into it, and appears at `destination` as a whole. What does
-    not change is shared with the bundle by hard links where one disk holds both.
+    It is yielded in a temporary folder, for more to be put into it, and appears at `destination` as a whole, with copies
+    of all that does not change.
 
     Raises:
         SourceError: a file is damaged, or not of this model.
@@ -52,40 +51,33 @@ def refitted_bundle(
         except OSError as error:
             raise RequestError(
                 f"writing {destination} failed ({error.strerror or error})",
-                expected="room for the changed components' weights",
+                expected=f"room for a copy of {bundle.root}",
                 fix="Free space, or choose a path on another disk. Nothing was left behind.",
             ) from error
         yield Bundle.open(folder)
 
 
-def share(source: Path, target: Path) -> None:
-    """The same file at another place: by a hard link, or a copy where that cannot be."""
+def copy(source: Path, target: Path) -> None:
+    """A file's contents at another place. No hard link: onnx refuses weights that have several names."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:  # another disk, a file system without links, or another owner's file
-        shutil.copyfile(source, target)
+    shutil.copyfile(source, target)
 
 
 def _write(bundle: Bundle, folder: Path, changes: WeightChanges) -> None:
     components = {}
     for entry in bundle.hashed_files():
-        share(bundle.path(entry), folder / entry.path)
+        copy(bundle.path(entry), folder / entry.path)
     for name, component in bundle.manifest.components.items():
+        copy(bundle.path(component.weights), folder / component.weights.path)
         change = changes.components.get(name)
-        if change is None:
-            share(bundle.path(component.weights), folder / component.weights.path)
-            components[name] = component
-        else:
-            components[name] = _changed(bundle, folder, name, component, change)
+        components[name] = component if change is None else _changed(bundle, folder, name, component, change)
     manifest = dataclasses.replace(bundle.manifest, components=components)
     (folder / FILE_NAME).write_text(manifest.dump(), encoding="utf-8")
 
 
 def _changed(bundle: Bundle, folder: Path, name: str, component: Component, change: ComponentChange) -> Component:
-    """The component with its weights written anew: every value lies where it lay."""
+    """The component with new values over those of its weights in `folder`, each where the old one lay."""
     path = folder / component.weights.path
-    shutil.copyfile(bundle.path(component.weights), path)
     with path.open("r+b") as file:
         for role in component.graphs:
             weights = GraphWeights.open(bundle, name, role)

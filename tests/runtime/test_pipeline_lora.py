@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import LTXVideoTransformer3DModel
-from lora_files import deltas, factors, write_lora
+from lora_files import LAYERS, deltas, factors, write_lora
 from safetensors.torch import load_file, save_file
 
 import telecine
@@ -23,6 +23,7 @@ from telecine.lora import Lora
 from telecine.pipeline import Pipeline
 from telecine.rope import grid_index, make_tables, video_positions
 from telecine.shapes import Grid, LatentShape
+from telecine.weight_changes import WeightChanges
 
 SMALL: dict[str, Any] = {
     "prompt": "a red ball", "height": 64, "width": 32, "num_frames": 9, "num_inference_steps": 2, "seed": 0,
@@ -244,6 +245,29 @@ class TestRefused:
             patch.setattr(OnnxRuntimeSession, "replace", fail)
             with pytest.raises(BackendError, match="out of memory"):
                 pipe.load_lora(files[1])
+
+    def test_a_second_network_that_fails(
+        self, pipe: Pipeline, files: tuple[Path, Path], tiny_source: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The first, which had taken its new weights, gets the old ones back."""
+        replace, calls = OnnxRuntimeSession.replace, []
+
+        def fail_second(self: OnnxRuntimeSession, weights: Any) -> None:
+            calls.append(sorted(weights))
+            if len(calls) == 2:
+                raise BackendError("out of memory", expected="memory", fix="Free some.")
+            replace(self, weights)
+
+        def both(changes: WeightChanges) -> WeightChanges:
+            unloaded = changes.with_loras(pipe.bundle, ())
+            return unloaded.with_tune(pipe.bundle, "vae_decoder", tiny_source / "vae")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(OnnxRuntimeSession, "replace", fail_second)
+            with pytest.raises(BackendError, match="out of memory"):
+                pipe._models.change_weights(both)
+        assert (calls[0], calls[2]) == ([], sorted(f"{layer}.weight" for layer in LAYERS))
+        assert "decoder.conv_in.conv.weight" in calls[1]
 
     def test_while_a_clone_generates(self, pipe: Pipeline, files: tuple[Path, Path]) -> None:
         with pipe.clone() as clone:
