@@ -28,8 +28,8 @@ def refitted_bundle(
 ) -> Iterator[Bundle]:
     """A bundle with LoRA files and other checkpoints' weights (by component) in place of the bundle's own.
 
-    It is yielded in a temporary folder, for more to be put into it, and appears at `destination` as a whole, with copies
-    of all that does not change.
+    It is yielded in a temporary folder, for more to be put into it, and appears at `destination` as a whole. What does
+    not change is copied.
 
     Raises:
         SourceError: a file is damaged, or not of this model.
