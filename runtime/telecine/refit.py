@@ -33,7 +33,7 @@ def refitted_bundle(
 
     Raises:
         SourceError: a file is damaged, or not of this model.
-        BundleError: the bundle lacks a component, or its weights.
+        BundleError: the bundle lacks a component or its weights, or they are damaged.
         RequestError: nothing to change, or the destination exists (without `overwrite`) or cannot be written.
     """
     changes = WeightChanges()
@@ -68,6 +68,7 @@ def _write(bundle: Bundle, folder: Path, changes: WeightChanges) -> None:
     for entry in bundle.hashed_files():
         copy(bundle.path(entry), folder / entry.path)
     for name, component in bundle.manifest.components.items():
+        bundle.check(component.weights, contents=True)  # or damage would get a hash that fits it
         copy(bundle.path(component.weights), folder / component.weights.path)
         change = changes.components.get(name)
         components[name] = component if change is None else _changed(bundle, folder, name, component, change)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,12 @@ class TestRefused:
                 pass
 
         self.refused(BundleError, "has no unet", call, out)
+
+    def test_damaged_weights(self, tiny_bundle: Path, lora: Path, tmp_path: Path, out: Path) -> None:
+        copy = Path(shutil.copytree(tiny_bundle, tmp_path / "copy"))
+        with (copy / "vae_encoder" / "weights.bin").open("r+b") as file:
+            file.write(b"damage")
+        self.refused(BundleError, "weights.bin has changed", lambda: refit(copy, out, Lora(file=lora)), out)
 
     def test_a_full_disk(self, tiny_bundle: Path, lora: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def fail(*_: object) -> None:
