@@ -144,7 +144,7 @@ def _serialised(api: Any, log: Any, engine: Any, sidecar: Sidecar) -> bytes:
     config = engine.create_serialization_config()
     if _keeps_refit(api):
         config.set_flag(api.SerializationFlag.INCLUDE_REFIT)
-    if sidecar.options.get("excludeLeanRuntime"):
+    if sidecar.version_compatible:  # as telecine build does: the lean runtime is a package of its own
         config.set_flag(api.SerializationFlag.EXCLUDE_LEAN_RUNTIME)
     serialised = engine.serialize_with_config(config)
     if serialised is None:

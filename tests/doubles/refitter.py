@@ -73,7 +73,8 @@ class Engine:
 
     def serialize_with_config(self, config: SimpleNamespace) -> bytes:
         refit = self.plan["refit"] and SerializationFlag.INCLUDE_REFIT in config.flags
-        return json.dumps(self.plan | {"refit": refit}).encode()
+        host_code = self.plan["host_code"] and SerializationFlag.EXCLUDE_LEAN_RUNTIME not in config.flags
+        return json.dumps(self.plan | {"refit": refit, "host_code": host_code}).encode()
 
 
 class Refitter:

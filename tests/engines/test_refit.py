@@ -121,6 +121,7 @@ def test_every_weight_is_the_refitted_bundle_s(
     assert list(done.values()) == ["refitted"]
     plan, sidecar = plans(refitted)["transformer.main.plan"]
     weights = json.loads(plan.read_bytes())["weights"]
+    assert not json.loads(plan.read_bytes())["host_code"]
     expected = contents(refitted.path(refitted.graph("transformer").file))
     assert {name: (kind, bytes.fromhex(values)) for name, (kind, values) in weights.items()} == expected
     assert expected != contents(tiny_bundle / "transformer" / "main.onnx")
