@@ -14,7 +14,7 @@ import onnx
 import onnx_ir as ir
 
 from telecine.atomic import atomic_folder
-from telecine.bundle import Bundle, is_bundle, sha256
+from telecine.bundle import Bundle, file_entry, is_bundle
 from telecine.errors import RequestError, SourceError
 from telecine.manifest import FILE_NAME, FORMAT, Component, FileEntry, Graph, Manifest, TensorSpec
 from telecine_export.families import family_of
@@ -92,7 +92,7 @@ def export_bundle(
             variant=family.variant(source),
             pipeline=source.pipeline_class,
             components=components,
-            tokenizer=_entry(folder, tokenizer),
+            tokenizer=file_entry(folder, tokenizer),
             host=host,
             presets=presets,
             versions={name: version(name) for name in RECORDED_PACKAGES},
@@ -163,7 +163,7 @@ def export_component(
 
 def _graph(folder: Path, path: Path, model: ir.Model) -> Graph:
     return Graph(
-        file=_entry(folder, path),
+        file=file_entry(folder, path),
         inputs=tuple(_tensor(value) for value in model.graph.inputs),
         outputs=tuple(_tensor(value) for value in model.graph.outputs),
     )
@@ -175,7 +175,3 @@ def _tensor(value: ir.Value) -> TensorSpec:
     assert value.shape is not None
     shape = tuple(dim if isinstance(dim, int) else str(dim.value) for dim in value.shape)
     return TensorSpec(name=value.name, dtype=str(value.dtype.numpy()), shape=shape)
-
-
-def _entry(folder: Path, path: Path) -> FileEntry:
-    return FileEntry(path=path.relative_to(folder).as_posix(), size=path.stat().st_size, sha256=sha256(path))

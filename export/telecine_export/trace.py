@@ -17,12 +17,11 @@ from onnxscript.rewriter import rewrite
 from onnxscript.rewriter.rules import common as rules
 
 from telecine.axes import parse_rule
+from telecine.initializers import TRANSPOSED
 from telecine_export.graphs import PRECISIONS, GraphSpec
 from telecine_export.patches import computed_constants
 
 PRODUCER = "telecine"
-# Metadata key of an initializer whose bytes are the checkpoint's tensor, transposed.
-TRANSPOSED = "telecine.transposed"
 # The rules of onnxscript's optimizer that have something to do here. Its default set also fuses weights, which must
 # stay as they are, and looks through the whole graph at every node for pairs of Slices: half of a 2B export's time.
 SIMPLIFICATIONS = (

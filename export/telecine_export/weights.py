@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from telecine.errors import SourceError
+from telecine.families.ltx_video.names import TIED_NAMES
+from telecine.initializers import TRANSPOSED
 from telecine_export.checkpoints.checkpoint import Checkpoint
-from telecine_export.trace import TRANSPOSED
 
 TORCH_DTYPES = {
     ir.DataType.FLOAT: torch.float32,
@@ -26,12 +27,6 @@ TORCH_DTYPES = {
 PAGE, CACHE_LINE, LARGE = 4096, 64, 1 << 16
 # Types and layouts change a piece at a time: T5-XXL's embedding alone is 0.5 GB in float32.
 PIECE = 1 << 24
-
-# T5's input embedding is shared with its decoder's; checkpoints name it by either end.
-TIED_NAMES = {
-    "shared.weight": "encoder.embed_tokens.weight",
-    "encoder.embed_tokens.weight": "shared.weight",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -124,6 +124,11 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def file_entry(root: Path, path: Path) -> FileEntry:
+    """A file below `root`, as its manifest records it."""
+    return FileEntry(path=path.relative_to(root).as_posix(), size=path.stat().st_size, sha256=sha256(path))
+
+
 def is_bundle(path: Path) -> bool:
     """Whether a folder is a bundle at all (what `--overwrite` may replace)."""
     return (path / FILE_NAME).is_file()

@@ -31,6 +31,7 @@ def _component(name: str, component: Component) -> list[str]:
         f"{name}: {component.precision}, opset {component.opset}, {component.parameters:,} parameters, "
         f"{_bytes(component.weights.size)}"
     ]
+    lines += [f"  refitted: {line}" for line in component.refitted]
     for role, graph in component.graphs.items():
         lines.append(f"  {role} ({_bytes(graph.file.size)})")
         lines += [f"    in   {_tensor(spec)}" for spec in graph.inputs]

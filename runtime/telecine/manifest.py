@@ -45,13 +45,17 @@ class Graph:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Component:
-    """One network: its graphs by role, over one weights file."""
+    """One network: its graphs by role, over one weights file.
+
+    `refitted` says what `telecine refit` put into the weights since export, in order.
+    """
 
     precision: str
     opset: int
     parameters: int
     weights: FileEntry
     graphs: dict[str, Graph]
+    refitted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,6 +21,7 @@ from telecine.denoise import Callback
 from telecine.errors import BackendError, RequestError
 from telecine.families import FAMILIES
 from telecine.families.base import Family, Output, Stage
+from telecine.lora import Lora, LoraInput, resolve
 from telecine.models import LoadedModels
 from telecine.request import Request
 from telecine.results import FrameStream, Result, stopwatch
@@ -272,6 +273,55 @@ class Pipeline:
                 yield piece
                 del piece  # or it would live on while the next one is made
 
+    def load_lora(self, lora: LoraInput | Sequence[LoraInput]) -> None:
+        """Let LoRA files act, in place of any that did: a path, `(path, scale)`, or a list of them, which add up.
+
+        Files are safetensors in diffusers', PEFT's, kohya's or the original layout; they are not needed after. A clone
+        shares the weights, and so the LoRA. The same files give the same frames, whatever acted before.
+
+        Raises:
+            SourceError: a file is missing, damaged, of another model or no plain LoRA; nothing has changed.
+            RequestError: a request is running on this pipeline or a clone, or this pipeline is closed.
+            BackendError: the network could not be loaded with the new weights; it keeps what it had.
+        """
+        loras = resolve(lora)
+        self._models.change_weights(lambda changes: changes.with_loras(self.bundle, loras))
+
+    def unload_lora(self) -> None:
+        """The weights without any LoRA again, to the bit.
+
+        Raises:
+            RequestError, BackendError: see `load_lora`.
+        """
+        self._models.change_weights(lambda changes: changes.with_loras(self.bundle, ()))
+
+    @property
+    def loras(self) -> tuple[Lora, ...]:
+        """The LoRA files that act, in their order."""
+        return self._models.changes.loras
+
+    def load_weights(self, component: str, path: str | Path) -> None:
+        """Another checkpoint's weights for a component, of the same shape; a LoRA stays over them.
+
+        `path` is a safetensors file or a folder of them, in diffusers' layout or an original one, and must stay while
+        the pipeline is open.
+
+        Raises:
+            SourceError: a file is missing, damaged, quantised, incomplete or of another shape; nothing has changed.
+            BundleError: the bundle lacks the component.
+            RequestError, BackendError: see `load_lora`.
+        """
+        self._models.change_weights(lambda changes: changes.with_tune(self.bundle, component, path))
+
+    def unload_weights(self, component: str) -> None:
+        """The bundle's own weights for a component again, to the bit; a LoRA stays over them.
+
+        Raises:
+            BundleError: the bundle lacks the component.
+            RequestError, BackendError: see `load_lora`.
+        """
+        self._models.change_weights(lambda changes: changes.without_tune(self.bundle, component))
+
     def clone(self) -> Pipeline:
         """A pipeline for another thread; a network that several of them use is loaded once.
 
@@ -290,7 +340,8 @@ class Pipeline:
                 fix="Use pipe.clone() for another thread: it shares the weights.",
             )
         try:
-            yield
+            with self._models.request():
+                yield
         except MemoryError as error:
             raise out_of_memory(f"the host's arrays: {error or 'no more memory'}") from error
         finally:

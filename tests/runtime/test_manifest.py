@@ -36,6 +36,7 @@ SMALL = Manifest(
                     outputs=(),
                 )
             },
+            refitted=("lora",),
         )
     },
     tokenizer=ENTRY,
@@ -83,6 +84,7 @@ components = st.builds(
     parameters=st.integers(),
     weights=entries,
     graphs=st.dictionaries(st.text(), graphs, max_size=2),
+    refitted=st.lists(st.text(), max_size=2).map(tuple),
 )
 manifests = st.builds(
     Manifest,

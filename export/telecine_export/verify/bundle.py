@@ -17,6 +17,7 @@ import onnx
 
 from telecine.bundle import Bundle
 from telecine.errors import BundleError, RequestError, SourceError, TelecineError
+from telecine.families.ltx_video.names import TIED_NAMES
 from telecine_export.checkpoints.checkpoint import Checkpoint
 from telecine_export.families import Family, family_of
 from telecine_export.graphs import GraphSpec
@@ -24,7 +25,6 @@ from telecine_export.source import Source
 from telecine_export.verify.checks import Array, BundleModels, FamilyChecks, Record, quiet
 from telecine_export.verify.comparison import Pair, StageReport, stage_report
 from telecine_export.verify.ltx_video import LTX_VIDEO
-from telecine_export.weights import TIED_NAMES
 
 CHECKS: Mapping[str, FamilyChecks] = {"ltx-video": LTX_VIDEO}
 

@@ -143,6 +143,9 @@ class RecordingSession(Session):
     def clone(self) -> RecordingSession:
         return RecordingSession(self._graph, self._session.clone(), self._calls)
 
+    def replace(self, weights: Mapping[str, Buffer]) -> None:
+        self._session.replace(weights)
+
     def close(self) -> None:
         self._session.close()
 

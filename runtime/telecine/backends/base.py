@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from telecine.axes import Shape, bind_axes, resolve
 from telecine.errors import BackendError
+from telecine.initializers import Initializer
 from telecine.manifest import Graph, TensorSpec
 
 Buffer = npt.NDArray[Any]
@@ -53,6 +54,17 @@ class Session(ABC):
     @abstractmethod
     def clone(self) -> Session:
         """A session over the same loaded weights, with bindings of its own."""
+
+    @abstractmethod
+    def replace(self, weights: Mapping[str, Buffer]) -> None:
+        """The named initializers take these values; every other initializer is the bundle's own again.
+
+        An array has the initializer's shape and type as stored: bfloat16 as its bits in uint16, float8 as its bits in
+        uint8. It is not changed after. All clones of the session have the new weights, each from its next `enqueue`.
+
+        Raises:
+            BackendError: an unknown name, another shape or type, or the backend failed: the session keeps what it had.
+        """
 
     @abstractmethod
     def close(self) -> None:
@@ -140,6 +152,18 @@ class Session(ABC):
                     expected=f"{shape}, for the inputs that are bound",
                     fix="Allocate outputs with the shapes that output_shapes gives.",
                 )
+
+    def check_weights(self, weights: Mapping[str, Buffer], initializers: Mapping[str, Initializer]) -> None:
+        """What `replace` requires on every backend; `initializers` are the graph's."""
+        for name, array in weights.items():
+            entry = initializers.get(name)
+            if entry is None or entry.inline is not None:
+                problem, expected = "no weight of the graph is called so", "names of the graph's weights"
+            elif array.shape != entry.shape or not entry.holds(array.dtype):
+                problem, expected = f"{array.dtype} of shape {array.shape}", f"{entry.dtype} of shape {entry.shape}"
+            else:
+                continue
+            raise BackendError(f"{name}: {problem}", expected=expected, fix="Use weights of this model.")
 
     def __enter__(self) -> Session:
         return self

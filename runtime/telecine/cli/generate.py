@@ -95,6 +95,7 @@ def _blocks(_: click.Context, __: click.Parameter, text: str | None) -> list[int
     metavar="NAME=VALUE",
     help="Make the video in two stages (as a two-stage preset does), with denoise_strength=0.4, timesteps=909,725, ...",
 )
+@click.option("--lora", "loras", multiple=True, help="FILE or FILE=SCALE; repeat for several, which add up.")
 @click.option("--preset", help="A preset of the bundle, such as recommended.")
 @click.option("--pipeline", help="Host math of another diffusers pipeline class than the source's.")
 @click.option("--file-frame-rate", type=float, help="Of the file. Default: the request's frame rate.")
@@ -104,9 +105,11 @@ def _blocks(_: click.Context, __: click.Parameter, text: str | None) -> list[int
 @json_option
 def generate(
     bundle: Path, output: Path, file_frame_rate: float | None, quality: int | None, as_json: bool,
-    images: Sequence[str], videos: Sequence[str], **parameters: Any,
+    images: Sequence[str], videos: Sequence[str], loras: Sequence[str], **parameters: Any,
 ) -> None:  # fmt: skip
     """Make a video with BUNDLE."""
+    from telecine.lora import split_scale
+
     runtime = {name: parameters.pop(name) for name in RUNTIME_PARAMETERS}
     latent = parameters["output_type"] == "latent"
     for name in ONE_OR_MANY:
@@ -120,6 +123,8 @@ def generate(
         frame_rate = parameters["frame_rate"] if file_frame_rate is None else file_frame_rate
         check_video_output(output, _videos(parameters), frame_rate, quality)
     with load(bundle, **runtime) as pipe, _progress() as callback:
+        if loras:
+            pipe.load_lora([split_scale(lora) for lora in loras])
         make = pipe.generate if latent else pipe.stream
         report(make(**parameters, callback=callback), output, file_frame_rate, quality, as_json)
 

@@ -123,10 +123,27 @@ class TwoStage(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Naming:
+    """How checkpoints of a family name their weights; a bundle has diffusers' names.
+
+    `lora`: the component that LoRA files act on; `rename`: diffusers' name of one of its layers, whatever the layout.
+    `tensors`: for each component, {diffusers' name: the file's} of a file's names, or nothing where the file does not
+    hold it. `tied`: another name of the same tensor. `recorded`: tensors that the manifest has instead of a graph.
+    """
+
+    lora: str
+    rename: Callable[[str], str]
+    tensors: Mapping[str, Callable[[Collection[str]], dict[str, str]]]
+    tied: Mapping[str, str]
+    recorded: Mapping[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
     """Models that share graphs and host math."""
 
     name: str
+    naming: Naming
     pipelines: Mapping[str, PipelineSpec]
     upscaler: UpscalerSpec
     two_stage: TwoStage

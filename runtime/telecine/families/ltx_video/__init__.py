@@ -9,6 +9,7 @@ from typing import Any
 
 from telecine.families.base import Family, PipelineSpec, UpscalerSpec
 from telecine.families.ltx_video import conditions, image_to_video, text_to_video, two_stage, upscale
+from telecine.families.ltx_video.names import NAMING
 
 # `__call__`'s own of the three pipelines, but for what is said below.
 DEFAULTS: dict[str, Any] = {
@@ -27,6 +28,7 @@ DEFAULTS: dict[str, Any] = {
 
 LTX_VIDEO = Family(
     name="ltx-video",
+    naming=NAMING,
     pipelines={
         "LTXPipeline": PipelineSpec(run=text_to_video.run, defaults=DEFAULTS),
         "LTXImageToVideoPipeline": PipelineSpec(

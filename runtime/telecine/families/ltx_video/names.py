@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 
+from telecine.families.base import Naming
+
 TRANSFORMER_PREFIXES = ("model.diffusion_model.", "diffusion_model.")
 TRANSFORMER_PARTS = {
     "patchify_proj": "proj_in",
@@ -47,6 +49,12 @@ RESAMPLERS_BETWEEN = {
     ),
 }  # fmt: skip
 VAE_BLOCK = re.compile(r"(encoder\.down_blocks|decoder\.up_blocks)\.(\d+)(?=\.)")
+
+# T5's input embedding is shared with its decoder's; checkpoints name it by either end.
+TIED_NAMES = {
+    "shared.weight": "encoder.embed_tokens.weight",
+    "encoder.embed_tokens.weight": "shared.weight",
+}
 
 
 def transformer_name(name: str) -> str:
@@ -100,3 +108,23 @@ def _replaced(name: str, parts: Mapping[str, str]) -> str:
     for old, new in parts.items():
         name = name.replace(old, new)
     return name
+
+
+def own_names(names: Collection[str]) -> dict[str, str]:
+    """The names as they are: of components that have one layout."""
+    return {name: name for name in names}
+
+
+NAMING = Naming(
+    lora="transformer",  # diffusers' LTXVideoLoraLoaderMixin loads into nothing else
+    rename=transformer_name,
+    tensors={
+        "text_encoder": own_names,
+        "transformer": transformer_names,
+        "vae_encoder": vae_names,
+        "vae_decoder": vae_names,
+        "latent_upsampler": own_names,
+    },
+    tied=TIED_NAMES,
+    recorded=dict.fromkeys(("vae_encoder", "vae_decoder"), ("latents_mean", "latents_std")),
+)
