@@ -136,6 +136,25 @@ def temporal_bundle(
     )
 
 
+@pytest.fixture(scope="session")
+def demo_source() -> Path:
+    """The repository's own trained checkpoint: fp16, a decoder of 0.9.5's kind, dynamic shift, an upsampler beside."""
+    return ROOT / "scripts" / "demo_model" / "checkpoint"
+
+
+@pytest.fixture(scope="session")
+def demo_bundle(shared: Callable[..., Path], demo_source: Path) -> Path:
+    """`demo_source`, exported. Read only."""
+    return shared("demo-bundle", lambda path: _export(demo_source, path))
+
+
+@pytest.fixture(scope="session")
+def demo_upscaler_bundle(shared: Callable[..., Path], demo_source: Path, demo_bundle: Path) -> Path:
+    """`demo_source` with its upsampler, exported. Read only."""
+    upscaler = demo_source / "latent_upsampler"
+    return shared("demo-upscaler-bundle", lambda path: export_with_upscaler(demo_source, path, upscaler, demo_bundle))
+
+
 def edit_bundle(bundle: Path, copy: Path, *, host: dict[str, Any] | None = None, **fields: Any) -> Path:
     """`copy` of a bundle: the same files under a manifest with other values."""
     shutil.copytree(bundle, copy)
