@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping
@@ -127,7 +128,7 @@ class FrameStream:
         self._begun = True
 
     def _check_idle(self) -> None:
-        if self._run.gi_running:
+        if inspect.getgeneratorstate(self._run) == inspect.GEN_RUNNING:
             raise RequestError(
                 "another thread is reading from this stream",
                 expected="one reader at a time",
