@@ -274,3 +274,11 @@ def test_the_presets_are_requests(pipe: telecine.Pipeline, recorder: Recorder) -
             settings = {key: value for key, value in preset.items() if key != "second_stage"}
             sizes = Sizes.plan(Request.resolve({"prompt": "a"}, settings, DEFAULTS), 2 / 3, GRID)
             assert dataclasses.astuple(sizes.second) == (161, 1024, 1536), name
+
+
+def test_a_stream_is_resized_piece_by_piece(pipe: telecine.Pipeline, recorder: Recorder) -> None:
+    pieces = list(pipe.stream(**SMALL, second_stage={}))
+    assert [piece.shape for piece in pieces] == [(1, 4, 70, 100, 3), (1, 5, 70, 100, 3)]
+    recorder.requests.clear()  # its noise is seeded by them
+    whole = pipe.generate(**SMALL, second_stage={}).frames
+    np.testing.assert_array_equal(np.concatenate(pieces, axis=1), whole)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -148,8 +149,16 @@ def _resized(frames: Frames, height: int, width: int) -> Frames:
     """(B, F, h, w, 3) frames at the size asked for, as Pillow resizes images by default; a piece at a time."""
     if frames.shape[2:4] == (height, width):
         return frames
+
+    def pieces() -> Iterator[npt.NDArray[Any]]:
+        for piece in frames.pieces:
+            resized = _resize(piece, height, width)
+            del piece
+            yield resized
+            del resized  # neither lives on while the next tile is decoded
+
     shape = (*frames.shape[:2], height, width, frames.shape[4])
-    return dataclasses.replace(frames, shape=shape, pieces=(_resize(piece, height, width) for piece in frames.pieces))
+    return dataclasses.replace(frames, shape=shape, pieces=pieces())
 
 
 def _resize(piece: npt.NDArray[Any], height: int, width: int) -> npt.NDArray[Any]:
