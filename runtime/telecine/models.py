@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from telecine.backends.base import Session
-from telecine.backends.onnxruntime import OnnxRuntimeOptions, OnnxRuntimeSession
+from telecine.backends.choice import Backend
 from telecine.bundle import Bundle
 from telecine.errors import BundleError, RequestError
 from telecine.families import FAMILIES
@@ -25,18 +25,16 @@ class _Shared:
 
 
 class LoadedModels:
-    """A bundle's networks on ONNX Runtime, loaded when first asked for and kept."""
+    """A bundle's networks on a backend, loaded when first asked for and kept."""
 
-    def __init__(
-        self, bundle: Bundle, *, device: str, options: OnnxRuntimeOptions, shared: _Shared | None = None
-    ) -> None:
+    def __init__(self, bundle: Bundle, backend: Backend, *, shared: _Shared | None = None) -> None:
         if bundle.manifest.family not in FAMILIES:
             raise BundleError(
                 f"{bundle.root} holds a {bundle.manifest.family} model",
                 expected=f"one of {', '.join(FAMILIES)}",
                 fix="Upgrade telecine.",
             )
-        self.bundle, self._device, self._options = bundle, device, options
+        self.bundle, self._backend = bundle, backend
         self._shared = shared or _Shared()
         self._sessions: dict[tuple[str, str], Session] = {}
         self._closed = False
@@ -61,13 +59,9 @@ class LoadedModels:
             if key not in self._sessions:
                 family = self._shared.sessions.setdefault(key, weakref.WeakSet())
                 relative = next((session for session in family if not session.closed), None)
-                self._sessions[key] = relative.clone() if relative else self._load(component, role)
+                self._sessions[key] = relative.clone() if relative else self._backend.load(component, role)
                 family.add(self._sessions[key])
             return self._sessions[key]
-
-    def _load(self, component: str, role: str) -> Session:
-        graph = self.bundle.graph(component, role)
-        return OnnxRuntimeSession.load(graph, self.bundle.path(graph.file), device=self._device, options=self._options)
 
     def check_open(self) -> None:
         if self._closed:
@@ -75,7 +69,7 @@ class LoadedModels:
 
     def clone(self) -> LoadedModels:
         self.check_open()
-        return LoadedModels(self.bundle, device=self._device, options=self._options, shared=self._shared)
+        return LoadedModels(self.bundle, self._backend, shared=self._shared)
 
     def close(self) -> None:
         with self._shared.lock:

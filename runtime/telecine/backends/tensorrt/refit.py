@@ -1,0 +1,118 @@
+"""New values for an engine's weights, and the bundle's own again, through TensorRT's Refitter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from telecine.backends.tensorrt.library import Library
+from telecine.errors import BackendError, BundleError
+from telecine.initializers import Initializer, read_initializers
+
+
+class BundleWeights:
+    """The initializers of a graph as the bundle has them: read when first asked for."""
+
+    def __init__(self, graph: Path) -> None:
+        self._graph = graph
+        self._found: dict[str, Initializer] | None = None
+
+    @property
+    def initializers(self) -> dict[str, Initializer]:
+        """
+        Raises:
+            BundleError: the graph is not there (a packed bundle has none), or damaged.
+        """
+        if self._found is None:
+            if not self._graph.is_file():
+                raise BundleError(
+                    f"{self._graph} is missing",
+                    expected="the ONNX graph: an engine's weights are restored from the bundle's",
+                    fix="Use the bundle that telecine export wrote, not a pack of engines.",
+                )
+            self._found = read_initializers(self._graph)
+        return self._found
+
+    def read(self, names: Iterable[str]) -> dict[str, npt.NDArray[Any]]:
+        """The bundle's own values, as NumPy arrays or raw bits where NumPy has no such type."""
+        return {name: self.initializers[name].read() for name in names}
+
+    def check(self, weights: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """The same values, contiguous.
+
+        Raises:
+            BackendError: an unknown name, another shape or dtype.
+        """
+        return {name: self._checked(name, array) for name, array in weights.items()}
+
+    def _checked(self, name: str, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        known = self.initializers.get(name)
+        if known is None:
+            raise BackendError(
+                f"no initializer of {self._graph.name} is called {name}",
+                expected="one of the graph's",
+                fix="Use weights of this model: names are those of its checkpoint.",
+            )
+        if array.shape != known.shape or not known.holds(array.dtype):
+            raise BackendError(
+                f"{name} is {array.dtype} of shape {array.shape}",
+                expected=f"{known.dtype} of shape {known.shape}, as the graph's",
+                fix="Convert it, or use weights of this model.",
+            )
+        return np.ascontiguousarray(array)
+
+
+def refit(
+    library: Library,
+    engine: Any,
+    values: Mapping[str, npt.NDArray[Any]],
+    weights: BundleWeights,
+    *,
+    everything: bool = False,
+) -> None:
+    """Give an engine these values, and the bundle's own where TensorRT must have more: where it joined weights, say.
+
+    `everything`: all that can be refitted, as a stripped plan needs. Nothing may be running on the engine.
+
+    Raises:
+        BackendError: a value belongs to no weights of the engine, or TensorRT refuses one.
+    """
+    trt = library.module
+    refitter = trt.Refitter(engine, library.log)
+    known = set(refitter.get_all_weights())
+    unknown = [name for name in values if name not in known]
+    if unknown:
+        raise BackendError(
+            f"the engine has no weights called {', '.join(unknown[:5])}",
+            expected="weights that the builder kept by name",
+            fix="Run: telecine build BUNDLE --refit",
+        )
+    given = dict(values)
+    if everything:
+        given |= weights.read(known - set(given))
+    _give(library, refitter, given, weights)
+    missing = [name for name in refitter.get_missing_weights() if name not in given]
+    more = weights.read(missing)  # it keeps addresses only: both live until the refit is done
+    _give(library, refitter, more, weights)
+    if not refitter.refit_cuda_engine():
+        raise _refused(library, "the new weights")
+
+
+def _give(library: Library, refitter: Any, values: Mapping[str, npt.NDArray[Any]], weights: BundleWeights) -> None:
+    trt = library.module
+    for name, array in values.items():
+        kind = library.data_type(weights.initializers[name].dtype)
+        if not refitter.set_named_weights(name, trt.Weights(kind, array.ctypes.data, array.size)):
+            raise _refused(library, name)
+
+
+def _refused(library: Library, what: str) -> BackendError:
+    return BackendError(
+        f"TensorRT refuses {what}: {library.errors()}",
+        expected="weights of the engine's own shapes and dtypes",
+        fix="Run: telecine build BUNDLE --refit",
+    )
