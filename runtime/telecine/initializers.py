@@ -7,7 +7,7 @@ export writes: large values lie in the component's weights file, small ones in t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -34,14 +34,19 @@ TYPES = {
     16: ("bfloat16", "<u2"),
     17: ("float8e4m3fn", "u1"),
 }
-MODEL_GRAPH, GRAPH_INITIALIZER = 7, 5  # field numbers
+MODEL_GRAPH, GRAPH_INITIALIZER, GRAPH_VALUE_INFO = 7, 5, 13  # field numbers
 DIMS, DATA_TYPE, NAME, RAW_DATA, EXTERNAL_DATA = 1, 2, 8, 9, 13
+VALUE_NAME, VALUE_METADATA = 1, 4
+TRANSPOSED = "telecine.transposed"  # metadata key of an initializer whose values are the checkpoint's, transposed
 Field: TypeAlias = "tuple[int, int | memoryview]"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Initializer:
-    """(shape) values of a graph, in `file` from `offset` on, or `inline`. `dtype` is ONNX's name for the type."""
+    """(shape) values of a graph, in `file` from `offset` on, or `inline`. `dtype` is ONNX's name for the type.
+
+    `transposed`: export stored the checkpoint's tensor so.
+    """
 
     name: str
     dtype: str
@@ -50,6 +55,7 @@ class Initializer:
     file: Path
     offset: int
     inline: bytes | None
+    transposed: bool
 
     def holds(self, dtype: np.dtype[Any]) -> bool:
         """Whether an array of this dtype has its type: by name (ml_dtypes' too), or as bare bits without one."""
@@ -79,13 +85,15 @@ def read_initializers(graph: Path) -> dict[str, Initializer]:
     """
     try:
         content = memoryview(graph.read_bytes())
-        model = [value for number, value in _fields(content) if number == MODEL_GRAPH]
-        found = [
-            _initializer(value, graph)
-            for part in model
-            for number, value in _fields(_bytes(part))
-            if number == GRAPH_INITIALIZER
+        parts = [
+            (number, _bytes(value))
+            for field, model in _fields(content)
+            if field == MODEL_GRAPH
+            for number, value in _fields(_bytes(model))
+            if number in (GRAPH_INITIALIZER, GRAPH_VALUE_INFO)
         ]
+        transposed = {name for number, value in parts if number == GRAPH_VALUE_INFO for name in _transposed(value)}
+        found = [_initializer(value, graph, transposed) for number, value in parts if number == GRAPH_INITIALIZER]
     except OSError as error:
         raise _damaged(graph, f"cannot be read ({error.strerror or error})") from error
     except (IndexError, KeyError, TypeError, ValueError) as error:
@@ -93,11 +101,24 @@ def read_initializers(graph: Path) -> dict[str, Initializer]:
     return {each.name: each for each in found}
 
 
-def _initializer(tensor: int | memoryview, graph: Path) -> Initializer:
+def _transposed(value_info: memoryview) -> Iterator[str]:
+    """The name of a value, if it is marked as transposed."""
+    name = ""
+    marked = False
+    for number, value in _fields(value_info):
+        if number == VALUE_NAME:
+            name = str(_bytes(value), "utf-8")
+        elif number == VALUE_METADATA:
+            marked |= any(_bytes(part) == TRANSPOSED.encode() for _, part in _fields(_bytes(value)))
+    if marked:
+        yield name
+
+
+def _initializer(tensor: memoryview, graph: Path, transposed: Collection[str]) -> Initializer:
     shape: list[int] = []
     name, kind, inline = "", 0, None
     where: dict[str, str] = {}
-    for number, value in _fields(_bytes(tensor)):
+    for number, value in _fields(tensor):
         if number == DIMS:
             shape += [value] if isinstance(value, int) else _varints(value)
         elif number == DATA_TYPE and isinstance(value, int):
@@ -119,6 +140,7 @@ def _initializer(tensor: int | memoryview, graph: Path) -> Initializer:
     return Initializer(
         name=name, dtype=dtype, shape=tuple(shape), bits=bits, file=graph.parent / location,
         offset=int(where.get("offset", 0)), inline=None if where else inline,
+        transposed=name in transposed,
     )  # fmt: skip
 
 

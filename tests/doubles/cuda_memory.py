@@ -54,11 +54,7 @@ class Memory:
     def find(self, address: int, size: int = 1) -> Allocation | None:
         """The live block that holds all of these bytes."""
         return next(
-            (
-                each
-                for each in self.live()
-                if each.address <= address and address + size <= each.address + each.size
-            ),
+            (each for each in self.live() if each.address <= address and address + size <= each.address + each.size),
             None,
         )
 

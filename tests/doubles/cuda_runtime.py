@@ -98,7 +98,12 @@ class CudaDouble:
     cudaEventDisableTiming = 2
 
     def __init__(
-        self, *, capabilities: Iterable[str] = ("8.9",), driver: int = 13000, runtime: int = 13000, memory: int = 1 << 33
+        self,
+        *,
+        capabilities: Iterable[str] = ("8.9",),
+        driver: int = 13000,
+        runtime: int = 13000,
+        memory: int = 1 << 33,
     ) -> None:
         self.capabilities, self.driver, self.runtime, self.capacity = tuple(capabilities), driver, runtime, memory
         self.memory = Memory()

@@ -66,8 +66,9 @@ def write_plan(
             "graph": str(bundle.path(graph.file).resolve()),
             "version": version,
             "capabilities": list(capabilities),
-            "inputs": [dataclasses.asdict(spec) for spec in graph.inputs],
-            "outputs": [dataclasses.asdict(spec) for spec in graph.outputs],
+            "inputs": [dataclasses.asdict(spec) for spec in changes.get("inputs", graph.inputs)],
+            "outputs": [dataclasses.asdict(spec) for spec in changes.get("outputs", graph.outputs)],
+            "graph_dtypes": {spec.name: spec.dtype for spec in graph.inputs},
             "profiles": [{name: dataclasses.asdict(limits) for name, limits in each.items()} for each in ranges],
         }
     ).encode()

@@ -133,7 +133,9 @@ class IExecutionContext:
     def _launch(self, stream: int) -> None:
         """Give the stream the graph; buffers are those of now, their content is that of then."""
         engine, cuda = self.engine, self.engine.cuda
-        inputs = {spec.name: (spec, self._addresses[spec.name], self._shapes[spec.name]) for spec in self._specs("inputs")}
+        inputs = {
+            spec.name: (spec, self._addresses[spec.name], self._shapes[spec.name]) for spec in self._specs("inputs")
+        }
         outputs = {
             spec.name: (spec, self._addresses[spec.name], self.get_tensor_shape(spec.name))
             for spec in self._specs("outputs")
@@ -144,10 +146,12 @@ class IExecutionContext:
             engine.pending -= 1
             for address, size in scratch:
                 view(address, size).fill(0xAB)  # activations: nobody else may keep anything there
-            results = engine.network.run({name: _array(*place) for name, place in inputs.items()})
-            for name, (_, address, shape) in outputs.items():
+            dtypes = engine.plan["graph_dtypes"]
+            feeds = {name: _array(*place).astype(dtypes[name]) for name, place in inputs.items()}
+            results = engine.network.run(feeds)
+            for name, (spec, address, shape) in outputs.items():
                 assert results[name].shape == shape, (name, results[name].shape, shape)
-                cuda.write(address, np.frombuffer(results[name].tobytes(), np.uint8))
+                cuda.write(address, np.frombuffer(results[name].astype(spec.dtype).tobytes(), np.uint8))
 
         engine.pending += 1
         reads = [_region(*place) for place in inputs.values()]

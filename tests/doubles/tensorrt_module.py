@@ -28,9 +28,7 @@ def make_tensorrt(cuda: CudaDouble, name: str = "tensorrt", version: str | None 
     old, rtx = version.startswith("10."), name == "tensorrt_rtx"
     base = ICudaEngineRtx if rtx else ICudaEngine10 if old else ICudaEngine
     engine = type("ICudaEngine", (base,), {"context_class": IExecutionContext})
-    runtime = type(
-        "Runtime", (Runtime,), {"cuda": cuda, "library": name, "version": version, "engine_class": engine}
-    )
+    runtime = type("Runtime", (Runtime,), {"cuda": cuda, "library": name, "version": version, "engine_class": engine})
     members = {each: getattr(tensorrt_types, each) for each in SHARED}
     members |= {"Runtime": runtime, "ICudaEngine": engine, "IExecutionContext": IExecutionContext, "Refitter": Refitter}
     if rtx:

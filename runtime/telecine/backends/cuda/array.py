@@ -124,6 +124,7 @@ class Borrowed:
     contiguous: bool
     read_only: bool
     stream: int | None
+    owner: object  # keeps its memory
     release: Callable[[], None]
 
 
@@ -138,21 +139,17 @@ def on_device(array: object) -> bool:
 
 
 def borrow(array: Any, device: Device, *, stream: int) -> Borrowed:
-    """Where an array lies, for as long as it is not released; DLPack's owner makes `stream` wait for its work.
+    """Where an array lies, for as long as it is not released.
+
+    `__cuda_array_interface__` where it names the owner's stream, which orders work both ways; else `__dlpack__`, whose
+    owner makes `stream` wait for its work so far; else `__cuda_array_interface__` without a stream, for finished work.
 
     Raises:
         BackendError: it lies on another device, or cannot be told by NumPy's types.
     """
-    if hasattr(array, "__dlpack__"):
-        found = dlpack.take(array.__dlpack__(stream=stream))
-        if found.device != (dlpack.CUDA, device.index):
-            found.release()
-            raise _elsewhere(f"DLPack device {found.device}", device)
-        return Borrowed(
-            address=found.address, shape=found.shape, dtype=found.dtype, contiguous=found.contiguous,
-            read_only=False, stream=stream, release=found.release,
-        )  # fmt: skip
-    interface = array.__cuda_array_interface__
+    interface = getattr(array, "__cuda_array_interface__", None)
+    if interface is None or ("stream" not in interface and hasattr(array, "__dlpack__")):
+        return _taken(array, device, stream)
     address, read_only = interface["data"]
     _check_place(address, device)
     shape, dtype = tuple(interface["shape"]), np.dtype(interface["typestr"])
@@ -160,7 +157,18 @@ def borrow(array: Any, device: Device, *, stream: int) -> Borrowed:
     return Borrowed(
         address=address, shape=shape, dtype=dtype, read_only=read_only, stream=interface.get("stream"),
         contiguous=strides is None or dlpack.contiguous(shape, tuple(strides), dtype.itemsize),
-        release=lambda: None,
+        owner=array, release=lambda: None,
+    )  # fmt: skip
+
+
+def _taken(array: Any, device: Device, stream: int) -> Borrowed:
+    found = dlpack.take(array.__dlpack__(stream=stream))
+    if found.device != (dlpack.CUDA, device.index):
+        found.release()
+        raise _elsewhere(f"DLPack device {found.device}", device)
+    return Borrowed(
+        address=found.address, shape=found.shape, dtype=found.dtype, contiguous=found.contiguous,
+        read_only=False, stream=stream, owner=array, release=found.release,
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from telecine.backends.base import out_of_memory
 from telecine.backends.cuda.device import Device
 from telecine.backends.tensorrt.library import Library
 from telecine.backends.tensorrt.opening import Plan, checked_content
-from telecine.backends.tensorrt.refit import BundleWeights, refit
+from telecine.backends.tensorrt.refit import BundleWeights, prepare
 from telecine.backends.tensorrt.runtime_cache import RuntimeCache
 from telecine.engine import Sidecar
 from telecine.errors import BackendError, EngineError
@@ -34,6 +34,7 @@ class Engine:
         self.lock = threading.Lock()
         self._weights = weights
         self._replaced: frozenset[str] = frozenset()
+        self._mixed = False  # whether a refit failed midway
         self._holders = 0
         trt = plan.library.module
         # It must live as long as the engine (TensorRT documentation, "How TensorRT Works", "Object Lifetimes").
@@ -82,6 +83,8 @@ class Engine:
     def replace(self, weights: Mapping[str, npt.NDArray[Any]]) -> None:
         """Give the named initializers these values, and every other one the bundle's own.
 
+        What is refused changes nothing; where TensorRT fails midway, nothing runs until a replacement succeeds.
+
         Raises:
             BackendError: an unknown name, another shape or dtype, or TensorRT failed.
             EngineError: the plan cannot be refitted.
@@ -96,9 +99,25 @@ class Engine:
         values = self._weights.check(weights) | self._weights.read(self._replaced - names)
         with self.lock:
             self.device.synchronize()  # refitting under pending work is undefined: refit_cuda_engine's documentation
-            self._replaced |= names  # even if it fails midway, when some are refitted already
-            refit(self.library, self._engine, values, self._weights)
-            self._replaced = names
+            refitter = prepare(self.library, self._engine, values, self._weights)
+            self._mixed, self._replaced = True, self._replaced | names
+            refitter.apply()
+            self._mixed, self._replaced = False, names
+
+    def launch(self, context: Any, stream: int) -> bool:
+        """Enqueue a context, unless the engine is being refitted, for which it waits.
+
+        Raises:
+            BackendError: a refit failed midway.
+        """
+        with self.lock:
+            if self._mixed:
+                raise BackendError(
+                    f"the engine of {self.sidecar.component} has a mixture of weights: replacing them failed",
+                    expected="weights of one model",
+                    fix="Replace them again, or load the bundle again.",
+                )
+            return bool(context.execute_async_v3(stream))
 
     def fault(self, doing: str) -> BackendError:
         """What TensorRT's log says of a call that failed."""
@@ -142,4 +161,4 @@ class Engine:
         if sidecar.weight_streaming:  # before any context is made: the budget sizes them
             engine.weight_streaming_budget_v2 = engine.get_weight_streaming_automatic_budget()
         if sidecar.stripped:
-            refit(self.library, engine, {}, self._weights, everything=True)
+            prepare(self.library, engine, {}, self._weights, everything=True).apply()

@@ -66,23 +66,38 @@ class BundleWeights:
         return np.ascontiguousarray(array)
 
 
-def refit(
+class PreparedRefit:
+    """New weights that TensorRT has accepted; `apply` puts them in. It keeps them: TensorRT has their addresses only."""
+
+    def __init__(self, library: Library, refitter: Any, values: Mapping[str, npt.NDArray[Any]]) -> None:
+        self._library, self._refitter, self._values = library, refitter, values
+
+    def apply(self) -> None:
+        """
+        Raises:
+            BackendError: TensorRT failed; some weights may have changed.
+        """
+        if not self._refitter.refit_cuda_engine():
+            raise _refused(self._library, "the new weights")
+
+
+def prepare(
     library: Library,
     engine: Any,
     values: Mapping[str, npt.NDArray[Any]],
     weights: BundleWeights,
     *,
     everything: bool = False,
-) -> None:
-    """Give an engine these values, and the bundle's own where TensorRT must have more: where it joined weights, say.
+) -> PreparedRefit:
+    """Hand TensorRT these values, and the bundle's own where it must have more: where it joined weights, say.
 
-    `everything`: all that can be refitted, as a stripped plan needs. Nothing may be running on the engine.
+    `everything`: all that can be refitted, as a stripped plan needs. The engine has what it had until `apply`.
 
     Raises:
         BackendError: a value belongs to no weights of the engine, or TensorRT refuses one.
+        BundleError: the bundle's own are needed and not there.
     """
-    trt = library.module
-    refitter = trt.Refitter(engine, library.log)
+    refitter = library.module.Refitter(engine, library.log)
     known = set(refitter.get_all_weights())
     unknown = [name for name in values if name not in known]
     if unknown:
@@ -95,11 +110,9 @@ def refit(
     if everything:
         given |= weights.read(known - set(given))
     _give(library, refitter, given, weights)
-    missing = [name for name in refitter.get_missing_weights() if name not in given]
-    more = weights.read(missing)  # it keeps addresses only: both live until the refit is done
+    more = weights.read(name for name in refitter.get_missing_weights() if name not in given)
     _give(library, refitter, more, weights)
-    if not refitter.refit_cuda_engine():
-        raise _refused(library, "the new weights")
+    return PreparedRefit(library, refitter, given | more)
 
 
 def _give(library: Library, refitter: Any, values: Mapping[str, npt.NDArray[Any]], weights: BundleWeights) -> None:

@@ -7,7 +7,6 @@ from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from telecine.axes import Shape
 from telecine.backends.base import Buffer, DeviceBuffer, Session
@@ -110,7 +109,7 @@ class TensorRtSession(Session):
         for name in self.inputs:
             self._slots[name].upload(handle)
         self._copied.record(handle)
-        self._launch(handle)
+        self._check(self._engine.launch(self._context, handle), "running")
         outputs = [self._slots[name] for name in self.outputs]
         for slot in outputs:
             slot.download(handle)
@@ -125,7 +124,7 @@ class TensorRtSession(Session):
         if self._retired and self._done.reached():
             self._give_back()
 
-    def replace(self, weights: Mapping[str, npt.NDArray[Any]]) -> None:
+    def replace(self, weights: Mapping[str, Buffer]) -> None:
         self.check_open()
         self._engine.replace(weights)
 
@@ -185,11 +184,6 @@ class TensorRtSession(Session):
                 )
         size = context.update_device_memory_size_for_shapes()
         context.set_device_memory(self._activations.reserve(max(size, 1)), self._activations.size)
-
-    def _launch(self, handle: int) -> None:
-        with self._engine.lock:  # a clone may be refitting the engine
-            launched = self._context.execute_async_v3(handle)
-        self._check(launched, "running")
 
     def _check(self, done: bool, doing: str) -> None:
         if not done:
