@@ -1,7 +1,7 @@
 """A double of `cuda.bindings.runtime`.
 
-Work on a stream runs as late as CUDA allows: when the host or another stream waits for it. So a missing wait gives wrong
-results, as on a GPU it may. What CUDA leaves undefined is an error here, kept in `violations`:
+Work on a stream runs as late as CUDA allows: when the host or another stream waits for it. So a missing wait gives
+wrong results, as on a GPU it may. What CUDA leaves undefined is an error here, kept in `violations`:
 
 - work that touches memory which is freed, or was never allocated (CUDA Runtime API, cudaFree);
 - freeing memory, a stream's or a device's, that pending work uses;

@@ -37,17 +37,17 @@ class Runtime:
 
     def __init__(self, logger: ILogger) -> None:
         self.logger = logger
-        self.engine_host_code_allowed = False
 
     def deserialize_cuda_engine(self, serialized_engine: Any) -> Any:
         """None where the plan is not one that it opens, as the real one."""
         plan = json.loads(bytes(serialized_engine))
         capability = self.cuda.capabilities[self.cuda.current]
-        if plan["version"] != self.version and not plan["version_compatible"]:
+        # Documentation, "Version Compatibility": by default the version that built it; the lean runtime opens
+        # version-compatible plans of other versions, the full one those that carry a lean runtime (these do not).
+        if plan["version"] != self.version and (self.library == "tensorrt" or not plan["version_compatible"]):
             return self._refuse("the engine plan file is not compatible with this version of TensorRT")
-        if plan["version_compatible"] and self.library == "tensorrt" and not self.engine_host_code_allowed:
-            # Developer guide, "Version Compatibility": a plan that carries the lean runtime must be trusted first.
-            return self._refuse("plan contains host code, and engine_host_code_allowed is not set")
+        if self.library == "tensorrt_lean" and not plan["version_compatible"]:
+            return self._refuse("the lean runtime opens version-compatible plans only")
         if capability not in plan["capabilities"]:
             return self._refuse(f"the engine was built for other devices than compute capability {capability}")
         return self.engine_class(self, plan)

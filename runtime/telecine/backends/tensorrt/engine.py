@@ -39,8 +39,6 @@ class Engine:
         trt = plan.library.module
         # It must live as long as the engine (TensorRT documentation, "How TensorRT Works", "Object Lifetimes").
         self._runtime: Any = trt.Runtime(plan.library.log)
-        # A version-compatible plan carries host code. What a bundle's engines are trusted for: see the README.
-        self._runtime.engine_host_code_allowed = plan.sidecar.version_compatible
         self._engine: Any = self._deserialise(plan)
         self._cache = RuntimeCache(plan) if plan.library.is_rtx else None
         self._prepare(plan)

@@ -51,18 +51,15 @@ _lock = threading.Lock()
 
 
 def library_for(sidecar: Sidecar) -> Library:
-    """The installed package that opens a plan: the one that built it, or for version-compatible plans the lean one.
+    """The installed package that opens a plan: the one that built it; for version-compatible plans first the lean one.
 
-    A plan opens in the version that built it. A version-compatible one opens in that version and newer ones of the same
-    major version (TensorRT documentation, "Version Compatibility"). The driver must have been asked before: the lean
-    runtime crashes where there is none.
+    The driver must have been asked before: the lean runtime crashes where there is none.
 
     Raises:
         EngineError: no such package is installed, or of another version.
     """
-    names = [sidecar.library]
-    if sidecar.library == "tensorrt" and sidecar.version_compatible:
-        names.append("tensorrt_lean")
+    lean = sidecar.library == "tensorrt" and sidecar.version_compatible
+    names = ["tensorrt_lean", "tensorrt"] if lean else [sidecar.library]
     problems = []
     for name in names:
         try:
@@ -82,17 +79,15 @@ def library_for(sidecar: Sidecar) -> Library:
 
 
 def opens(name: str, version: str, sidecar: Sidecar) -> bool:
-    """Whether a package of this version opens a plan.
+    """Whether a package of this version opens a plan: that version; for version-compatible plans newer ones too.
 
-    A version-compatible plan without the lean runtime inside needs the lean package, but for its own version.
+    The full `tensorrt` opens another version's plans only with a lean runtime inside, as host code that would run when
+    the plan is opened (TensorRT documentation, "Version Compatibility"). telecine builds none such, and opens none.
     """
     if version == sidecar.library_version:
         return True
-    if not sidecar.version_compatible:
-        return False
     here, built = _numbers(version), _numbers(sidecar.library_version)
-    carries_runtime = name == "tensorrt_lean" or not sidecar.options.get("excludeLeanRuntime")
-    return carries_runtime and here[0] == built[0] and here >= built
+    return sidecar.version_compatible and name != "tensorrt" and here[0] == built[0] and here >= built
 
 
 def _accepted(sidecar: Sidecar) -> str:

@@ -67,7 +67,10 @@ class BundleWeights:
 
 
 class PreparedRefit:
-    """New weights that TensorRT has accepted; `apply` puts them in. It keeps them: TensorRT has their addresses only."""
+    """New weights that TensorRT has accepted; `apply` puts them in.
+
+    It keeps them alive: TensorRT has their addresses only.
+    """
 
     def __init__(self, library: Library, refitter: Any, values: Mapping[str, npt.NDArray[Any]]) -> None:
         self._library, self._refitter, self._values = library, refitter, values

@@ -21,6 +21,8 @@ from telecine.manifest import Graph, TensorSpec
 
 # NvInferRuntime.h, IExecutionContext::setTensorAddress: "The pointer must have at least 256-byte alignment."
 ALIGNMENT = 256
+# What TensorRT and NumPy both have.
+HOST_TYPES = ("float32", "float16", "int64", "int32", "int8", "uint8", "bool")
 
 
 class TensorRtSession(Session):
@@ -226,11 +228,10 @@ def _said(engine: Engine) -> tuple[TensorSpec, ...]:
 
 
 def _dtype(spec: TensorSpec) -> np.dtype[Any]:
-    try:
-        return np.dtype(spec.dtype)
-    except TypeError as error:
+    if spec.dtype not in HOST_TYPES:
         raise EngineError(
             f"{spec.name} of the engine is {spec.dtype}",
-            expected="a type that NumPy has",
+            expected=f"a type that NumPy has: {', '.join(HOST_TYPES)}",
             fix="Export and build again: the graph's first and last nodes cast.",
-        ) from error
+        )
+    return np.dtype(spec.dtype)

@@ -136,7 +136,7 @@ class TestVersions:
         ("library", "here", "built", "opens"),
         [
             ("tensorrt", "11.4.0.106", "11.4.0.106", True),
-            ("tensorrt", "11.4.0.106", "11.2.0.1", True),
+            ("tensorrt", "11.4.0.106", "11.2.0.1", False),  # without the lean package
             ("tensorrt", "11.4.0.106", "11.4.1.0", False),  # newer than this
             ("tensorrt", "11.4.0.106", "10.9.0.34", False),  # of another major version
             ("tensorrt_lean", "11.4.0.106", "11.2.0.1", True),
@@ -157,18 +157,14 @@ class TestVersions:
             ):
                 load(bundle, tmp_path)
 
-    def test_without_the_lean_runtime_inside(
+    def test_the_lean_package_comes_first(
         self, bundle: Bundle, tmp_path: Path, gpu: CudaDouble, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        options = {"excludeLeanRuntime": True}
-        write_plan(
-            bundle, "text_encoder", engines=tmp_path, version="11.2.0.1", version_compatible=True, options=options
-        )
-        install_tensorrt(monkeypatch, gpu)
-        with pytest.raises(EngineError, match=r"tensorrt is version .*; tensorrt_lean cannot be imported"):
-            load(bundle, tmp_path)
-        install_tensorrt(monkeypatch, gpu, "tensorrt_lean")
-        load(bundle, tmp_path)
+        write_plan(bundle, "text_encoder", engines=tmp_path, version_compatible=True)
+        for name in ("tensorrt", "tensorrt_lean"):
+            install_tensorrt(monkeypatch, gpu, name)
+            plan = TensorRtBackend(bundle, device="auto", engines=tmp_path).find("text_encoder", "main")
+            assert plan.library.name == name
 
     def test_the_lean_package_opens_no_other_plans(
         self, bundle: Bundle, tmp_path: Path, tensorrt: Callable[..., Any]
@@ -180,14 +176,6 @@ class TestVersions:
             match=r"tensorrt cannot be imported .*pip install \"tensorrt==11.4.0.106\".*telecine\[tensorrt\]",
         ):
             load(bundle, tmp_path)
-
-    def test_only_trusted_plans_may_carry_code(
-        self, bundle: Bundle, tmp_path: Path, tensorrt: Callable[..., Any]
-    ) -> None:
-        tensorrt()
-        write_plan(bundle, "text_encoder", engines=tmp_path)
-        with TensorRtBackend(bundle, device="auto", engines=tmp_path).load("text_encoder", "main") as session:
-            assert session._engine._runtime.engine_host_code_allowed is False
 
     @pytest.mark.parametrize("library", ["tensorrt", "tensorrt_rtx"])
     def test_a_package_that_is_not_installed_names_its_extra(

@@ -111,9 +111,12 @@ class TestHostArrays:
         with open_session() as session:
             wrong = TensorSpec(name="input_ids", dtype="bfloat16", shape=("batch", "text_length"))
             engine = session._engine
-            monkeypatch.setattr(engine, "sidecar", dataclasses.replace(engine.sidecar, inputs=(wrong,)))
-            with pytest.raises(EngineError, match="input_ids of the engine is bfloat16"):
-                TensorRtSession(session._graph, engine)
+            with monkeypatch.context() as patch:
+                patch.setattr(engine, "sidecar", dataclasses.replace(engine.sidecar, inputs=(wrong,)))
+                with pytest.raises(
+                    EngineError, match="input_ids of the engine is bfloat16; expected a type that NumPy"
+                ):
+                    TensorRtSession(session._graph, engine)
 
 
 class TestSizes:
