@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +57,10 @@ class Machine:
 
 
 @pytest.fixture
-def machine(tiny_bundle: Path, tmp_path: Path) -> Iterator[Machine]:
+def machine(tiny_bundle: Path, tmp_path: Path) -> Machine:
     machine = Machine(Bundle.open(tiny_bundle), tmp_path)
     machine.cuda.write(machine.ids, IDS.view(np.uint8).ravel())
-    yield machine
+    return machine
 
 
 def test_it_runs_when_the_stream_is_waited_for(machine: Machine) -> None:
