@@ -51,6 +51,10 @@ def choose_backend(
     kind, colon, index = device.partition(":")
     if kind not in ("auto", "cpu", "cuda") or (colon and (kind != "cuda" or not index.isdecimal())):
         raise BackendError(f"device {device!r}", expected="auto, cpu, cuda or cuda:N", fix="Use 'cpu'.")
+    if backend == "tensorrt" and kind == "cpu":
+        raise BackendError(
+            f"device {device!r} with backend 'tensorrt'", expected="auto, cuda or cuda:N", fix="Leave device out."
+        )
     if backend == "tensorrt" and options is not None:
         raise BackendError(
             "options of ONNX Runtime with backend 'tensorrt'",

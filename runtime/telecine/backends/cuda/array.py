@@ -25,7 +25,7 @@ class DeviceArray:
     """(shape) array in device memory, a context manager that frees it; work on it is ordered by one stream.
 
     Other libraries take it without a copy by `__dlpack__` or `__cuda_array_interface__` (version 3); both wait for
-    `stream`, its handle.
+    `stream`, its handle. Close it after what they made of it.
     """
 
     def __init__(self, device: Device, shape: tuple[int, ...], dtype: npt.DTypeLike, *, stream: int) -> None:
@@ -86,7 +86,7 @@ class DeviceArray:
             raise BufferError("telecine hands over device arrays where they are, without a copy")
         if stream != -1:
             order(self._device, self.stream, LEGACY_STREAM if stream is None else stream)
-        return dlpack.export(self.address, self.shape, self.dtype, self._device.index, self)
+        return dlpack.export(self.address, self.shape, self.dtype, self._device.index)
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return dlpack.CUDA, self._device.index

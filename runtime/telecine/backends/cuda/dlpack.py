@@ -40,27 +40,20 @@ class _Tensor(ctypes.Structure):
 
 
 class _Managed(ctypes.Structure):
-    pass
+    _fields_ = (("tensor", _Tensor), ("context", ctypes.c_void_p), ("deleter", ctypes.c_void_p))
 
 
-_Deleter = ctypes.CFUNCTYPE(None, ctypes.POINTER(_Managed))
-_Managed._fields_ = (("tensor", _Tensor), ("context", ctypes.c_void_p), ("deleter", _Deleter))
-
-# From PyDLL, which keeps the interpreter's lock: prototypes of our own, so that other users of ctypes see no change.
+_Deleter = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+# Prototypes of our own, so that other users of ctypes see no change. PYFUNCTYPE keeps the interpreter's lock.
 _api = ctypes.pythonapi
-_CapsuleDestructor = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-_new = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_char_p, _CapsuleDestructor)(
-    ("PyCapsule_New", _api)
-)
+_new = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)(("PyCapsule_New", _api))
 _valid = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_char_p)(("PyCapsule_IsValid", _api))
 _pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(("PyCapsule_GetPointer", _api))
 _rename = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_char_p)(("PyCapsule_SetName", _api))
-# A destructor is handed a capsule that has no references left: it must not become a Python object again.
-_valid_raw = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p)(("PyCapsule_IsValid", _api))
-_pointer_raw = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)(("PyCapsule_GetPointer", _api))
-
-# Exported tensors by address, with what keeps their memory, until the importer's deleter call.
-_exported: dict[int, tuple[Any, ...]] = {}
+_libc = ctypes.CDLL(None)
+_malloc = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_size_t)(("malloc", _libc))
+# What an importer calls last. Python must not run there: it may hold no lock of the interpreter, or an exception.
+_FREE = ctypes.cast(_libc.free, ctypes.c_void_p).value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,16 +68,21 @@ class Imported:
     release: Callable[[], None]
 
 
-def export(address: int, shape: tuple[int, ...], dtype: np.dtype[Any], device: int, owner: object) -> Any:
-    """A capsule of (shape) contiguous values on a CUDA device; `owner` lives until the importer lets go."""
-    sizes = (ctypes.c_int64 * len(shape))(*shape)
+def export(address: int, shape: tuple[int, ...], dtype: np.dtype[Any], device: int) -> Any:
+    """A capsule of (shape) contiguous values on a CUDA device, whose owner must outlive every importer.
+
+    The importer frees the description; one that nobody takes stays behind, in its hundred bytes.
+    """
+    place = _malloc(ctypes.sizeof(_Managed) + ctypes.sizeof(ctypes.c_int64) * len(shape))
+    if not place:
+        raise MemoryError
+    sizes = (ctypes.c_int64 * len(shape)).from_address(place + ctypes.sizeof(_Managed))
+    sizes[:] = shape
+    managed = _Managed.from_address(place)
     kind = _DataType(_KINDS[dtype.kind], dtype.itemsize * 8, 1)
-    managed = _Managed()
     managed.tensor = _Tensor(address, _Device(CUDA, device), len(shape), kind, sizes, None, 0)
-    managed.deleter = _forget
-    place = ctypes.addressof(managed)
-    _exported[place] = (managed, sizes, owner)
-    return _new(place, _NAME, _drop)
+    managed.context, managed.deleter = None, _FREE
+    return _new(place, _NAME, None)
 
 
 def take(capsule: Any) -> Imported:
@@ -99,8 +97,9 @@ def take(capsule: Any) -> Imported:
             expected="one that nobody has taken",
             fix="Pass the array itself, not its capsule.",
         )
-    managed = _Managed.from_address(_pointer(capsule, _NAME))
-    tensor = managed.tensor
+    place = _pointer(capsule, _NAME)
+    managed = _Managed.from_address(place)
+    tensor, deleter = managed.tensor, managed.deleter
     shape = tuple(tensor.shape[axis] for axis in range(tensor.ndim))
     kind = next((kind for kind, code in _KINDS.items() if code == tensor.dtype.code), None)
     if kind is None or tensor.dtype.lanes != 1:
@@ -117,7 +116,7 @@ def take(capsule: Any) -> Imported:
         dtype=np.dtype("bool" if kind == "b" else f"{kind}{tensor.dtype.bits // 8}"),
         device=(tensor.device.type, tensor.device.id),
         contiguous=steps is None or contiguous(shape, steps),
-        release=lambda: managed.deleter(ctypes.byref(managed)) if managed.deleter else None,
+        release=lambda: _Deleter(deleter)(place) if deleter else None,
     )
 
 
@@ -129,15 +128,3 @@ def contiguous(shape: tuple[int, ...], strides: tuple[int, ...], item: int = 1) 
             return False
         step *= size
     return True
-
-
-@_Deleter
-def _forget(managed: Any) -> None:
-    _exported.pop(ctypes.addressof(managed.contents), None)
-
-
-@_CapsuleDestructor
-def _drop(capsule: int) -> None:
-    """Of a capsule that nobody took."""
-    if _valid_raw(capsule, _NAME):
-        _exported.pop(_pointer_raw(capsule, _NAME), None)

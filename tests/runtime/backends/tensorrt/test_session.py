@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from doubles.cuda_runtime import CudaDouble, cudaError_t
 
+from telecine.backends.cuda import dlpack
 from telecine.backends.cuda.array import DeviceArray
 from telecine.backends.cuda.device import Device
 from telecine.backends.cuda.stream import Stream
@@ -261,19 +262,32 @@ class TestDeviceArrays:
             with pytest.raises(BackendError, match="no input or output is called ids"):
                 session.bind("ids", tokens)
 
-    def test_dlpack_arrays_are_given_back(self, open_session: Open, device: Device) -> None:
-        from telecine.backends.cuda import dlpack
+    def test_dlpack_arrays_are_given_back_once_the_work_is_done(
+        self, open_session: Open, device: Device, gpu: CudaDouble, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        given_back: list[bool] = []
+        take = dlpack.take
 
-        before = len(dlpack._exported)
+        def counting(capsule: Any) -> dlpack.Imported:
+            found = take(capsule)
+
+            def release() -> None:
+                given_back.append(gpu.idle())
+                found.release()
+
+            return dataclasses.replace(found, release=release)
+
+        monkeypatch.setattr(dlpack, "take", counting)
         with open_session() as session, DeviceArray(device, (1, 8), np.int64, stream=session.stream) as tokens:
             tokens.upload(ids())
-            session.bind("prompt_embeds", np.empty((1, 8, 32), np.float32))
-            for _ in range(3):
-                session.bind("input_ids", seen_as(tokens, "dlpack"))
-                session.enqueue()
-            assert len(dlpack._exported) == before + 1
-            session.unbind()
-            assert len(dlpack._exported) == before
+            with DeviceArray(device, (1, 8, 32), np.float32, stream=session.stream) as out:
+                session.bind("prompt_embeds", out)
+                for _ in range(3):
+                    session.bind("input_ids", seen_as(tokens, "dlpack"))
+                    session.enqueue()
+                assert given_back == []  # nothing is done yet
+                session.unbind()
+                assert given_back == [True] * 3
 
 
 class TestLife:
