@@ -77,7 +77,7 @@ def export(address: int, shape: tuple[int, ...], dtype: np.dtype[Any], device: i
     if not place:
         raise MemoryError
     sizes = (ctypes.c_int64 * len(shape)).from_address(place + ctypes.sizeof(_Managed))
-    sizes[:] = shape
+    sizes[:] = list(shape)
     managed = _Managed.from_address(place)
     kind = _DataType(_KINDS[dtype.kind], dtype.itemsize * 8, 1)
     managed.tensor = _Tensor(address, _Device(CUDA, device), len(shape), kind, sizes, None, 0)

@@ -233,6 +233,62 @@ class TestDeviceArrays:
             for out in outs:
                 out.close()
 
+    def test_host_inputs_may_be_rewritten_while_the_device_works(
+        self, open_session: Open, device: Device, gpu: CudaDouble, expected: Any
+    ) -> None:
+        with open_session() as session:
+            outs = [DeviceArray(device, (1, 8, 32), np.float32, stream=session.stream) for _ in range(3)]
+            tokens = ids()
+            session.bind("input_ids", tokens)
+            for seed, out in enumerate(outs):
+                tokens[:] = ids(seed=seed)
+                session.bind("prompt_embeds", out)
+                session.enqueue()
+            assert not gpu.idle()
+            for seed, out in enumerate(outs):
+                np.testing.assert_array_equal(out.download(), expected(ids(seed=seed)))
+            session.unbind()
+            for out in outs:
+                out.close()
+
+    def test_memory_grows_once_the_device_is_done_with_it(
+        self, open_session: Open, device: Device, gpu: CudaDouble, expected: Any
+    ) -> None:
+        with open_session() as session:
+            lengths = (8, 20, 40)
+            outs = [DeviceArray(device, (1, length, 32), np.float32, stream=session.stream) for length in lengths]
+            for length, out in zip(lengths, outs, strict=True):
+                session.bind("input_ids", ids(length=length))
+                session.bind("prompt_embeds", out)
+                session.enqueue()
+                assert not gpu.idle()
+            for length, out in zip(lengths, outs, strict=True):
+                np.testing.assert_array_equal(out.download(), expected(ids(length=length)))
+            session.unbind()
+            for out in outs:
+                out.close()
+
+    def test_one_stream_after_another(self, open_session: Open, device: Device, gpu: CudaDouble, expected: Any) -> None:
+        """Arrays that name no stream: nobody but the session knows that its calls come one after another."""
+        with open_session() as session:
+            streams = [Stream(device), Stream(device)]
+            with (
+                DeviceArray(device, (1, 8), np.int64, stream=session.stream) as tokens,
+                DeviceArray(device, (1, 8, 32), np.float32, stream=session.stream) as out,
+            ):
+                tokens.upload(ids())
+                for name, array in (("input_ids", tokens), ("prompt_embeds", out)):
+                    silent = array.__cuda_array_interface__ | {"stream": None}
+                    session.bind(name, SimpleNamespace(__cuda_array_interface__=silent))
+                for stream in (*streams, streams[0]):
+                    session.enqueue(stream.handle)
+                assert not gpu.idle()
+                streams[0].synchronize()
+                np.testing.assert_array_equal(out.download(), expected(ids()))
+                session.unbind()
+            for stream in streams:
+                stream.close()
+
     def test_host_and_device_arrays_together(self, open_session: Open, device: Device, expected: Any) -> None:
         with open_session() as session:
             out = np.empty((1, 8, 32), np.float32)
