@@ -138,7 +138,7 @@ class TensorRtSession(Session):
         if self.closed:
             return
         self._device.use()
-        self._done.synchronize()
+        self._wait()
         self.unbind()
         self._context = None  # before the memory that it was given, and the engine
         self._resources.close()
@@ -156,7 +156,7 @@ class TensorRtSession(Session):
         """
         shapes = {name: self._slots[name].bound.shape for name in self.inputs}  # type: ignore[union-attr]
         if shapes != self._shapes:
-            self._done.synchronize()  # memory may be freed to grow
+            self._wait()  # memory may be freed to grow
             self._shapes = None
             self._set_shapes(shapes, handle)
             self._shapes = shapes
@@ -186,6 +186,11 @@ class TensorRtSession(Session):
                 )
         size = context.update_device_memory_size_for_shapes()
         context.set_device_memory(self._activations.reserve(max(size, 1)), self._activations.size)
+
+    def _wait(self) -> None:
+        """For all of its work: for inputs' copies too, which a launch that failed did not wait for."""
+        self._copied.synchronize()
+        self._done.synchronize()
 
     def _check(self, done: bool, doing: str) -> None:
         if not done:

@@ -409,6 +409,19 @@ class TestLife:
                         session.run({"input_ids": ids()})
             session.run({"input_ids": ids()})
 
+    @pytest.mark.parametrize("then", ["close", "a larger size"])
+    def test_what_a_failed_launch_left_is_waited_for(
+        self, open_session: Open, monkeypatch: pytest.MonkeyPatch, gpu: CudaDouble, then: str
+    ) -> None:
+        with open_session() as session:
+            with monkeypatch.context() as patch:
+                patch.setattr(session._context, "execute_async_v3", lambda stream: False)
+                with pytest.raises(BackendError, match="failed running"):
+                    session.run({"input_ids": ids()})
+            assert not gpu.idle()  # its inputs are on their way
+            if then == "a larger size":
+                session.run({"input_ids": ids(3, 40)})
+
     def test_no_context(self, open_session: Open, monkeypatch: pytest.MonkeyPatch, gpu: CudaDouble) -> None:
         session = open_session()
         monkeypatch.setattr(session._engine._engine, "create_execution_context", lambda strategy: None)
