@@ -59,6 +59,7 @@ class Session(ABC):
         Raises:
             BackendError: something is not bound, or in a shape that does not fit the rest; the backend failed; out of
                 memory says so.
+            EngineError: a TensorRT engine has no profile for the shapes.
         """
 
     @abstractmethod

@@ -65,15 +65,13 @@ class Cuda:
     def _check_driver(self) -> None:
         """Ask for a driver, then for devices: these calls answer where others crash.
 
-        `cudaDriverGetVersion` gives 0 where no driver is installed. A driver of an older major version runs nothing of
-        this runtime; an older minor version does: https://docs.nvidia.com/deploy/cuda-compatibility.
+        `cudaDriverGetVersion` gives 0 where no driver is installed. A driver of an older major version is refused with
+        the first use of a device; an older minor version is not: https://docs.nvidia.com/deploy/cuda-compatibility.
         """
         driver = self.call("cudaDriverGetVersion")
         if driver == 0:
             raise BackendError("there is no NVIDIA driver", expected="one that CUDA can use", fix=GET_DRIVER)
         runtime = self.call("cudaRuntimeGetVersion")
-        if driver // 1000 < runtime // 1000:
-            raise _old_driver(driver, runtime)
         status, count = self.api.cudaGetDeviceCount()
         if int(status) == INSUFFICIENT_DRIVER:
             raise _old_driver(driver, runtime)

@@ -100,29 +100,14 @@ class TensorRtSession(Session):
         handle = stream or self.stream
         if not self._ready:
             self.check_bound({name: slot.bound for name, slot in self._slots.items() if slot.bound is not None})
-        if self._last not in (None, handle):
-            self._done.hold(handle)  # one context on two streams at once is undefined (enqueueV3)
-        owners = {slot.owner_stream for slot in self._slots.values()} - {None, handle}
-        for owner in owners:
-            order(self._device, owner, handle)  # type: ignore[arg-type]
+        owners = self._wait_for_others(handle)
         if not self._ready:
             self._prepare(handle)
-        self._copied.synchronize()  # or the latest call's inputs might not have left their pinned memory
-        for name in self.inputs:
-            self._slots[name].upload(handle)
-        self._copied.record(handle)
+        self._upload(handle)
         self._check(self._engine.launch(self._context, handle), "running")
-        outputs = [self._slots[name] for name in self.outputs]
-        for slot in outputs:
-            slot.download(handle)
-        self._done.record(handle)
-        self._last = handle
+        self._download(handle)
         for owner in owners:
-            self._done.hold(owner)  # type: ignore[arg-type]
-        if any(slot.on_host for slot in outputs):
-            self._done.synchronize()
-            for slot in outputs:
-                slot.finish()
+            self._done.hold(owner)
         if self._retired and self._done.reached():
             self._give_back()
 
@@ -147,6 +132,34 @@ class TensorRtSession(Session):
     def closed(self) -> bool:
         return self._context is None
 
+    def _wait_for_others(self, handle: int) -> set[int]:
+        """Let a stream wait for the latest call's, and for those of device arrays' owners, which are returned."""
+        if self._last not in (None, handle):
+            self._done.hold(handle)  # one context on two streams at once is undefined (enqueueV3)
+        streams = {slot.owner_stream for slot in self._slots.values()}
+        owners = {stream for stream in streams if stream is not None and stream != handle}
+        for owner in owners:
+            order(self._device, owner, handle)
+        return owners
+
+    def _upload(self, handle: int) -> None:
+        self._copied.synchronize()  # or the latest call's inputs might not have left their pinned memory
+        for name in self.inputs:
+            self._slots[name].upload(handle)
+        self._copied.record(handle)
+
+    def _download(self, handle: int) -> None:
+        """Copy outputs to host arrays, and wait for them; device arrays alone are not waited for."""
+        outputs = [self._slots[name] for name in self.outputs]
+        for slot in outputs:
+            slot.download(handle)
+        self._done.record(handle)
+        self._last = handle
+        if any(slot.on_host for slot in outputs):
+            self._done.synchronize()
+            for slot in outputs:
+                slot.finish()
+
     def _prepare(self, handle: int) -> None:
         """Tell the context of the shapes and addresses that have changed.
 
@@ -154,7 +167,7 @@ class TensorRtSession(Session):
             EngineError: no profile takes the shapes.
             BackendError: TensorRT refuses one, or memory runs out.
         """
-        shapes = {name: self._slots[name].bound.shape for name in self.inputs}  # type: ignore[union-attr]
+        shapes = {name: self._slots[name].shape for name in self.inputs}
         if shapes != self._shapes:
             self._wait()  # memory may be freed to grow
             self._shapes = None
@@ -177,7 +190,7 @@ class TensorRtSession(Session):
             self._check(context.set_input_shape(name, shape), f"setting the shape {shape} of {name}")
         self._check(not context.infer_shapes(), "working out shapes")
         for name in self.outputs:
-            shape, wanted = tuple(context.get_tensor_shape(name)), self._slots[name].bound.shape  # type: ignore[union-attr]
+            shape, wanted = tuple(context.get_tensor_shape(name)), self._slots[name].shape
             if shape != wanted:
                 raise BackendError(
                     f"the engine makes {name} in shape {shape}",

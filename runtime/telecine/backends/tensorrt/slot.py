@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from telecine.axes import Shape
 from telecine.backends.cuda.array import Borrowed
 from telecine.backends.cuda.device import Device
 from telecine.backends.cuda.memory import DeviceMemory, PinnedMemory
@@ -28,6 +28,12 @@ class Slot:
         self.bound: npt.NDArray[Any] | Borrowed | None = None
 
     @property
+    def shape(self) -> Shape:
+        """Of what is bound."""
+        assert self.bound is not None
+        return self.bound.shape
+
+    @property
     def on_host(self) -> bool:
         return isinstance(self.bound, np.ndarray)
 
@@ -44,11 +50,10 @@ class Slot:
         """
         if isinstance(self.bound, Borrowed):
             return self.bound.address
-        assert self.bound is not None
-        if self._staging is None or self._staging.shape != self.bound.shape:
+        if self._staging is None or self._staging.shape != self.shape:
             self._staging = None  # first: it is a view of what may be freed
-            self._staging = self._pinned.array(self.bound.shape, self.dtype)
-        return self._memory.reserve(math.prod(self.bound.shape) * self.dtype.itemsize)
+            self._staging = self._pinned.array(self.shape, self.dtype)
+        return self._memory.reserve(self._staging.nbytes)
 
     def upload(self, stream: int) -> None:
         """Copy a host array to the device. It may be rewritten on return; the copy must be done before the next."""
