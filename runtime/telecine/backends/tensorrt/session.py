@@ -208,7 +208,6 @@ class TensorRtSession(Session):
     def _check(self, done: bool, doing: str) -> None:
         if not done:
             self._shapes, self._ready = None, False
-            self._addresses.clear()
             raise self._engine.fault(doing)
 
     def _check_device_array(self, name: str, array: Borrowed) -> None:

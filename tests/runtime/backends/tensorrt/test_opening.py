@@ -141,6 +141,7 @@ class TestVersions:
             ("tensorrt", "11.4.0.106", "10.9.0.34", False),  # of another major version
             ("tensorrt_lean", "11.4.0.106", "11.2.0.1", True),
             ("tensorrt_lean", "10.9.0.34", "11.2.0.1", False),
+            ("tensorrt_lean", "11.4.0.106", "10.9.0.34", False),
         ],
     )
     def test_version_compatible_plans(
