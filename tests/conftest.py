@@ -7,11 +7,13 @@ import fcntl
 import importlib.util
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from doubles.cuda_runtime import CudaDouble
+from doubles.install import install_cuda, install_tensorrt
 
 from telecine.bundle import Bundle
 from telecine.manifest import FILE_NAME
@@ -153,6 +155,22 @@ def demo_upscaler_bundle(shared: Callable[..., Path], demo_source: Path, demo_bu
     """`demo_source` with its upsampler, exported. Read only."""
     upscaler = demo_source / "latent_upsampler"
     return shared("demo-upscaler-bundle", lambda path: export_with_upscaler(demo_source, path, upscaler, demo_bundle))
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[CudaDouble]:
+    """A CUDA double with one GPU of compute capability 8.9 in place of cuda-bindings. What CUDA or TensorRT leaves
+    undefined, and memory that is not freed, fails the test."""
+    cuda = install_cuda(monkeypatch, CudaDouble())
+    yield cuda
+    assert cuda.violations == []
+    assert set(cuda.leftovers().values()) == {0}, cuda.leftovers()
+
+
+@pytest.fixture
+def tensorrt(gpu: CudaDouble, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """`tensorrt("tensorrt_rtx")`: a TensorRT double in place of that package (default: `tensorrt` 11)."""
+    return lambda *arguments: install_tensorrt(monkeypatch, gpu, *arguments)
 
 
 def edit_bundle(bundle: Path, copy: Path, *, host: dict[str, Any] | None = None, **fields: Any) -> Path:

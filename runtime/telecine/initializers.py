@@ -7,7 +7,7 @@ export writes: large values lie in the component's weights file, small ones in t
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from telecine.errors import BundleError
+from telecine.errors import BackendError, BundleError
 
 # TensorProto.DataType → its name, and NumPy's type of the same bits: NumPy has no bfloat16 and no float8.
 TYPES = {
@@ -195,3 +195,20 @@ def _damaged(path: Path, problem: str) -> BundleError:
     return BundleError(
         f"{path} {problem}", expected="a file that telecine export wrote", fix="Export or copy the bundle again."
     )
+
+
+def check_weights(weights: Mapping[str, npt.NDArray[Any]], initializers: Mapping[str, Initializer]) -> None:
+    """What `Session.replace` requires on every backend; `initializers` are the graph's.
+
+    Raises:
+        BackendError: an unknown name, another shape or dtype.
+    """
+    for name, array in weights.items():
+        entry = initializers.get(name)
+        if entry is None or entry.inline is not None:
+            problem, expected = "no weight of the graph is called so", "names of the graph's weights"
+        elif array.shape != entry.shape or not entry.holds(array.dtype):
+            problem, expected = f"{array.dtype} of shape {array.shape}", f"{entry.dtype} of shape {entry.shape}"
+        else:
+            continue
+        raise BackendError(f"{name}: {problem}", expected=expected, fix="Use weights of this model.")

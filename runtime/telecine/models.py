@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from telecine.backends.base import Session
-from telecine.backends.onnxruntime import OnnxRuntimeOptions, OnnxRuntimeSession
+from telecine.backends.choice import Backend
 from telecine.bundle import Bundle
 from telecine.errors import BundleError, RequestError, TelecineError
 from telecine.families import FAMILIES
@@ -37,18 +37,16 @@ class _Shared:
 
 
 class LoadedModels:
-    """A bundle's networks on ONNX Runtime, loaded when first asked for and kept."""
+    """A bundle's networks on a backend, loaded when first asked for and kept."""
 
-    def __init__(
-        self, bundle: Bundle, *, device: str, options: OnnxRuntimeOptions, shared: _Shared | None = None
-    ) -> None:
+    def __init__(self, bundle: Bundle, backend: Backend, *, shared: _Shared | None = None) -> None:
         if bundle.manifest.family not in FAMILIES:
             raise BundleError(
                 f"{bundle.root} holds a {bundle.manifest.family} model",
                 expected=f"one of {', '.join(FAMILIES)}",
                 fix="Upgrade telecine.",
             )
-        self.bundle, self._device, self._options = bundle, device, options
+        self.bundle, self._backend = bundle, backend
         self._shared = shared or _Shared()
         self._sessions: dict[tuple[str, str], Session] = {}
         self._closed = False
@@ -86,7 +84,7 @@ class LoadedModels:
 
     def _load_changed(self, component: str, role: str) -> Session:
         """A network with the weights that the others have."""
-        session = self._load(component, role)
+        session = self._backend.load(component, role)
         try:
             values = self._shared.changes.values(self.bundle, component, role)
             if values:
@@ -95,10 +93,6 @@ class LoadedModels:
             session.close()
             raise
         return session
-
-    def _load(self, component: str, role: str) -> Session:
-        graph = self.bundle.graph(component, role)
-        return OnnxRuntimeSession.load(graph, self.bundle.path(graph.file), device=self._device, options=self._options)
 
     @contextmanager
     def request(self) -> Iterator[None]:
@@ -158,7 +152,7 @@ class LoadedModels:
 
     def clone(self) -> LoadedModels:
         self.check_open()
-        return LoadedModels(self.bundle, device=self._device, options=self._options, shared=self._shared)
+        return LoadedModels(self.bundle, self._backend, shared=self._shared)
 
     def close(self) -> None:
         with self._shared.lock:

@@ -14,11 +14,12 @@ from typing import Any, Protocol
 import numpy.typing as npt
 
 from telecine.backends.base import out_of_memory
+from telecine.backends.choice import choose_backend
 from telecine.backends.onnxruntime import OnnxRuntimeOptions
 from telecine.bundle import Bundle
 from telecine.condition import Condition, ImageInput
 from telecine.denoise import Callback
-from telecine.errors import BackendError, RequestError
+from telecine.errors import RequestError
 from telecine.families import FAMILIES
 from telecine.families.base import Family, Output, Stage
 from telecine.lora import Lora, LoraInput, resolve
@@ -27,8 +28,6 @@ from telecine.request import Request
 from telecine.results import FrameStream, Result, stopwatch
 from telecine.second_stage import SecondStage
 from telecine.upscale_request import UpscaleRequest
-
-BACKENDS = ("auto", "onnxruntime")
 
 
 class Make(Protocol):
@@ -42,26 +41,24 @@ def load(
     *,
     backend: str = "auto",
     device: str = "auto",
+    engines: str | Path | None = None,
     options: OnnxRuntimeOptions | None = None,
 ) -> Pipeline:
     """Open a bundle on a backend. Networks load when a request first needs them.
 
-    `backend` is "auto" or "onnxruntime"; `device` is "auto" (the CPU), "cpu", "cuda" or "cuda:N".
+    `backend` is "onnxruntime", "tensorrt" (every network needs an engine of `telecine build`) or "auto": TensorRT for a
+    network where an engine, a library and a GPU fit, else ONNX Runtime. `device` is "cpu", "cuda", "cuda:N" or "auto":
+    for TensorRT the first GPU, for ONNX Runtime the CPU. `engines` is the folder that they lie in, where it is not the
+    bundle's own. `options` are ONNX Runtime's.
 
     Raises:
         BundleError: the bundle is missing, damaged, edited, or of a family that this telecine does not know.
-        BackendError: an unknown backend or device.
+        BackendError: an unknown backend or device, arguments that contradict each other, or, for "tensorrt", no GPU.
+        EngineError: the folder of engines is missing.
     """
-    if backend not in BACKENDS:
-        raise BackendError(
-            f"backend {backend!r}",
-            expected=f"one of {', '.join(BACKENDS)}",
-            fix="Use 'onnxruntime': TensorRT is not part of this version.",
-        )
-    kind, colon, index = device.partition(":")
-    if kind not in ("auto", "cpu", "cuda") or (colon and (kind != "cuda" or not index.isdecimal())):
-        raise BackendError(f"device {device!r}", expected="auto, cpu, cuda or cuda:N", fix="Use 'cpu'.")
-    return Pipeline(LoadedModels(Bundle.open(path), device=device, options=options or OnnxRuntimeOptions()))
+    bundle = Bundle.open(path)
+    chosen = choose_backend(bundle, backend, device=device, engines=engines, options=options)
+    return Pipeline(LoadedModels(bundle, chosen))
 
 
 class Pipeline:
@@ -143,6 +140,7 @@ class Pipeline:
             RequestError: a parameter is wrong, or another request is running.
             BundleError: the bundle lacks what the request needs.
             BackendError: a network could not be loaded or run, or memory ran out.
+            EngineError: no engine fits, or none has a profile for this size.
             Cancelled: the callback stopped the run.
         """
         asked = dict(locals())  # first of all: it holds the parameters and nothing else

@@ -280,7 +280,7 @@ class TestRefusals:
         with telecine.load(tiny_bundle) as pipe, pytest.raises(RequestError, match=words):
             pipe.generate(**{"prompt": "a"} | SMALL | request_)
 
-    @pytest.mark.parametrize("options", [{"backend": "tensorrt"}, {"device": "tpu"}, {"device": "cuda:x"}])
+    @pytest.mark.parametrize("options", [{"backend": "jax"}, {"device": "tpu"}, {"device": "cuda:x"}])
     def test_backends_and_devices_that_are_not_here(self, options: dict[str, str], tiny_bundle: Path) -> None:
         with pytest.raises(BackendError):
             telecine.load(tiny_bundle, **options)

@@ -14,7 +14,7 @@ import numpy as np
 from telecine.backends.base import Buffer, Session, out_of_memory
 from telecine.dtypes import STORAGE
 from telecine.errors import BackendError
-from telecine.initializers import read_initializers
+from telecine.initializers import check_weights, read_initializers
 from telecine.manifest import Graph
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -178,7 +178,7 @@ class OnnxRuntimeSession(Session):
     def replace(self, weights: Mapping[str, Buffer]) -> None:
         self.check_open()
         assert self._network is not None
-        self.check_weights(weights, read_initializers(self._network.path))
+        check_weights(weights, read_initializers(self._network.path))
         self._network.replace({name: np.require(array, None, "C") for name, array in weights.items()})
 
     def close(self) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-RUNTIME_PARAMETERS = ("backend", "device", "providers", "threads", "memory_arena", "memory_pattern")
+RUNTIME_PARAMETERS = ("backend", "device", "engines", "providers", "threads", "memory_arena", "memory_pattern")
 
 
 def runtime_options(command: F) -> F:
@@ -30,8 +30,13 @@ def runtime_options(command: F) -> F:
         click.option(
             "--provider", "providers", multiple=True, help="ONNX Runtime execution provider, in order of preference."
         ),
+        click.option(
+            "--engines",
+            type=click.Path(path_type=Path),
+            help="Folder of TensorRT engines. Default: the bundle's own, BUNDLE/engines.",
+        ),
         click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
-        click.option("--backend", default="auto", show_default=True, help="auto or onnxruntime."),
+        click.option("--backend", default="auto", show_default=True, help="auto, onnxruntime or tensorrt."),
     ):
         command = option(command)
     return command
@@ -54,15 +59,16 @@ def tiling_options(command: F) -> F:
 
 
 def load(
-    bundle: Path, *, backend: str, device: str, providers: Sequence[str], threads: int | None, memory_arena: bool,
-    memory_pattern: bool,
+    bundle: Path, *, backend: str, device: str, engines: Path | None, providers: Sequence[str], threads: int | None,
+    memory_arena: bool, memory_pattern: bool,
 ) -> Pipeline:  # fmt: skip
     import telecine
 
     options = telecine.OnnxRuntimeOptions(
         providers=tuple(providers) or None, threads=threads, memory_arena=memory_arena, memory_pattern=memory_pattern
     )
-    return telecine.load(bundle, backend=backend, device=device, options=options)
+    given = None if options == telecine.OnnxRuntimeOptions() else options
+    return telecine.load(bundle, backend=backend, device=device, engines=engines, options=given)
 
 
 def numbers(_: click.Context, __: click.Parameter, text: str | None) -> list[float] | None:
