@@ -45,13 +45,18 @@ class Graph:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Component:
-    """One network: its graphs by role, over one weights file."""
+    """One network: its graphs by role, over one weights file.
+
+    `packed`: the weights file was left out by `telecine pack`, and only engines run; `weights` still tells which they
+    were made of.
+    """
 
     precision: str
     opset: int
     parameters: int
     weights: FileEntry
     graphs: dict[str, Graph]
+    packed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

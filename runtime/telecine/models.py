@@ -66,6 +66,7 @@ class LoadedModels:
             return self._sessions[key]
 
     def _load(self, component: str, role: str) -> Session:
+        self.bundle.require_weights(component)
         graph = self.bundle.graph(component, role)
         return OnnxRuntimeSession.load(graph, self.bundle.path(graph.file), device=self._device, options=self._options)
 

@@ -14,14 +14,17 @@ Damaged = Callable[[str, str], Exception]
 
 
 def build(kind: type[T], content: Any, *, where: str, damaged: Damaged) -> T:
-    """
+    """A field with a default may be absent: files of earlier versions lack it.
+
     Raises:
         what `damaged` makes: a field is missing, unknown or of another type.
     """
     if not isinstance(content, dict):
         raise damaged(where, f"holds {type(content).__name__} where {kind.__name__} belongs")
     hints = typing.get_type_hints(kind)
-    names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    fields = dataclasses.fields(kind)  # type: ignore[arg-type]
+    optional = {field.name for field in fields if field.default is not dataclasses.MISSING}
+    names = {field.name for field in fields} - (optional - set(content))
     if names != set(content):
         odd = sorted(names ^ set(content))
         raise damaged(where, f"has missing or unknown fields in {kind.__name__}: {', '.join(odd)}")
