@@ -112,11 +112,11 @@ def save_timing_cache(config: Any, path: Path) -> None:
 
 def watch(library: Library, config: Any, report: Report) -> Any:
     """Attach a progress monitor; `.interrupted` says that Ctrl-C was pressed, which ends the build."""
-    api = library.api
+    base: Any = library.api.IProgressMonitor
 
-    class Monitor(api.IProgressMonitor):
+    class Monitor(base):
         def __init__(self) -> None:
-            api.IProgressMonitor.__init__(self)
+            base.__init__(self)
             self.interrupted = False
             self._steps: dict[str, int] = {}
 

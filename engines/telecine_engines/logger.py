@@ -33,9 +33,11 @@ def _bridge(api: Any, errors: deque[str]) -> Any:
         api.ILogger.Severity.WARNING: logging.INFO,
     }
 
-    class Bridge(api.ILogger):
+    base: Any = api.ILogger
+
+    class Bridge(base):
         def __init__(self) -> None:
-            api.ILogger.__init__(self)
+            base.__init__(self)
 
         def log(self, severity: Any, message: str) -> None:
             level = levels.get(severity, logging.DEBUG)

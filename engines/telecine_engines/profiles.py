@@ -14,9 +14,9 @@ from telecine.workload import AxisRange, AxisRanges
 
 Profile = dict[str, Range]
 
-# Kernels are chosen for a profile's `opt`, and a context holds the activations of its `max`: sizes whose inputs are this
-# many times smaller than the largest get a profile without it, and so on. The stages of a two-stage run are this far
-# apart.
+# Kernels are chosen for a profile's `opt`, and a context holds the activations of its `max`: sizes whose inputs are
+# this many times smaller than the largest get a profile without it, and so on. The stages of a two-stage run are this
+# far apart.
 BAND = 4
 
 
