@@ -26,7 +26,7 @@ def plan_profiles(inputs: Sequence[TensorSpec], sizes: Sequence[AxisRanges]) -> 
     Raises:
         EngineError: an axis of the inputs that the sizes do not tell, or a range that is none.
     """
-    remaining = sorted(sizes, key=lambda size: _weight(inputs, size), reverse=True)
+    remaining = sorted(sizes, key=lambda size: (_weight(inputs, size), _total(inputs, size)), reverse=True)
     profiles: list[Profile] = []
     while remaining:
         profile = _profile(inputs, reduce(_union, remaining))
@@ -42,13 +42,23 @@ def _union(first: AxisRanges, second: AxisRanges) -> AxisRanges:
 
 
 def _weight(inputs: Sequence[TensorSpec], size: AxisRanges) -> int:
-    """Positions of the largest input at the usual size: channels and features, which do not vary, are left out."""
+    """Positions of the largest input at the usual size."""
+    return max(_positions(inputs, size))
+
+
+def _total(inputs: Sequence[TensorSpec], size: AxisRanges) -> int:
+    """Positions of all inputs: tells sizes apart that share their largest input, such as a text."""
+    return sum(_positions(inputs, size))
+
+
+def _positions(inputs: Sequence[TensorSpec], size: AxisRanges) -> list[int]:
+    """Of each input at the usual size, how many there are; channels and features, which do not vary, are left out."""
     _check_axes(inputs, size)
     usual = {symbol: axis.opt for symbol, axis in size.items()}
-    return max(
+    return [
         math.prod(side for rule, side in zip(spec.shape, resolve(spec, usual), strict=True) if isinstance(rule, str))
         for spec in inputs
-    )
+    ]
 
 
 def _profile(inputs: Sequence[TensorSpec], size: AxisRanges) -> Profile:

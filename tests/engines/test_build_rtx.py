@@ -1,4 +1,4 @@
-"""Real builds, by TensorRT for RTX on a machine without a GPU: every component, at every precision, for two GPUs at once."""
+"""Real builds, by TensorRT for RTX on a machine without a GPU: every component and precision, for two GPUs at once."""
 
 from __future__ import annotations
 
@@ -80,8 +80,8 @@ def test_the_sidecar_says_what_the_plan_is(built: Callable[[str], tuple[Bundle, 
     assert sidecar.layers > 100
     assert sidecar.build_peak_bytes > 50_000_000
     tokens = sidecar.profiles[0]["hidden_states"]
-    # 2x3 latents of 2 frames; a first stage of 1x1; 3x3 of 3 frames and 4 of keyframes, or 4x4 after upsampling.
-    assert (tokens.min[1], tokens.opt[1], tokens.max[1]) == (2, 4 * 4 * 3, 4 * 4 * 7)
+    # From the first stage of 64x96x9, 1x2 latents in 2 frames, to the second of 96x96x17, 4x4 in 3, and 4 keyframes.
+    assert (tokens.min[1], tokens.opt[1], tokens.max[1]) == (2 * 2, 16 * 3, 16 * 7)
 
 
 def test_a_second_build_does_nothing(built: Callable[[str], tuple[Bundle, BuildReport]]) -> None:
@@ -116,14 +116,18 @@ def test_sizes_far_apart_make_several_profiles(precision_bundle: Callable[[str],
     request = BuildRequest(
         bundle=precision_bundle("fp32"),
         targets=("rtx-sm89",),
-        workloads=("32x32x1", "256x256x17"),
+        workloads=("64x64x9", "256x256x17"),
         components=("latent_upsampler",),
         engines=tmp_path,
     )
     (sidecar,) = build_engines(request).sidecars.values()
     spans = [profile["latents"] for profile in sidecar.profiles]
-    # 256x256x17 is 8x8 latents, and its first stage 5x5; then one latent.
-    assert [(span.min[2:], span.max[2:]) for span in spans] == [((1, 1, 1), (3, 8, 8)), ((1, 1, 1), (1, 1, 1))]
+    # 256x256x17 is 8x8 latents and 5x5 in its first stage, 64x64x9 is 2x2 and 1x1.
+    assert [(span.min[2:], span.max[2:]) for span in spans] == [
+        ((2, 1, 1), (3, 8, 8)),
+        ((2, 1, 1), (2, 2, 2)),
+        ((2, 1, 1), (2, 1, 1)),
+    ]
 
 
 def test_estimates_are_near_what_is_built(built: Callable[[str], tuple[Bundle, BuildReport]], tmp_path: Path) -> None:
@@ -140,7 +144,7 @@ def test_estimates_are_near_what_is_built(built: Callable[[str], tuple[Bundle, B
     *_, frames, height, width = planned.plans[index].profiles[0]["latents"].max
     assert planned.activations[index] >= 2 * 4 * 3 * (8 * frames - 7) * 32 * height * 32 * width
     half = plan_engines(dataclasses.replace(request, bundle=built("fp16")[0]))
-    assert half.activations[index] < 0.7 * planned.activations[index]
+    assert half.activations[index] < 0.8 * planned.activations[index]
 
 
 def test_options_that_need_no_gpu_build(precision_bundle: Callable[[str], Bundle], tmp_path: Path) -> None:

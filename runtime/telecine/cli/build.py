@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from telecine.cli.group import json_option, main, print_json
 from telecine.workload import KEYFRAMES, VAE_TILE
-
-if TYPE_CHECKING:
-    from telecine_engines.build import BuildRequest, Progress
 
 
 @main.command()
@@ -104,7 +101,7 @@ def build(
     click.echo("\n".join(purpose_text(report)), err=True)
 
 
-def _planned_text(request: BuildRequest, planned: Any) -> str:
+def _planned_text(request: Any, planned: Any) -> str:
     from telecine_engines.plan_report import as_text
 
     parts = request.bundle.manifest.components
@@ -112,7 +109,7 @@ def _planned_text(request: BuildRequest, planned: Any) -> str:
     return as_text(planned, specs)
 
 
-def _progress(request: BuildRequest) -> Progress:
+def _progress(request: Any) -> Any:
     """Lines on stderr; on a terminal TensorRT's phases too, in one line that is written over."""
     from telecine_engines.build import Progress
     from telecine_engines.plan_report import built_text
