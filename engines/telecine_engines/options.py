@@ -16,13 +16,13 @@ OPTIMIZATION_LEVELS = range(6)
 class BuildOptions:
     """What None stands for is TensorRT's own choice.
 
-    `builder_optimization_level`: 0 (quick) to 5. `workspace`: MiB of GPU memory that a kernel may use beside
-    activations. `max_aux_streams`: of one execution. `timing_cache`: a file of measured kernels, read and written
-    (`tensorrt` only). `version_compatible`: plans open in later versions of the same major one, by `tensorrt_lean`.
-    `hardware_compatibility_level`: which other GPUs open a plan of `tensorrt`. `weight_streaming`: weights may stay in
-    host memory. `refit`: weights may be replaced. `strip_plan`: weights are left out, and must be put in before use;
-    without `refit` only the same ones may be. `tf32`: fp32 products may be rounded to TF32's 10 bits, which is faster
-    and no longer fp32's video.
+    `builder_optimization_level`: 0 (quick) to 5 (`tensorrt` only). `workspace`: MiB of GPU memory that a kernel may use
+    beside activations. `max_aux_streams`: of one execution. `timing_cache`: a file of measured kernels, read and
+    written (`tensorrt` only). `version_compatible`: plans open in later versions of the same major one, by
+    `tensorrt_lean`. `hardware_compatibility_level`: which other GPUs open a plan of `tensorrt`. `weight_streaming`:
+    weights may stay in host memory. `refit`: weights may be replaced. `strip_plan`: weights are left out, and must be
+    put in before use; without `refit` only the same ones may be. `tf32`: fp32 products may be rounded to TF32's 10
+    bits, which is faster and no longer fp32's video.
     """
 
     builder_optimization_level: int | None = None
@@ -66,6 +66,12 @@ class BuildOptions:
             raise EngineError(
                 f"--timing-cache for {target.name}",
                 expected="none: TensorRT for RTX times its kernels where plans run, and a cache makes it ask for a GPU",
+                fix="Leave it out.",
+            )
+        if target.kind == "rtx" and self.builder_optimization_level is not None:
+            raise EngineError(
+                f"--builder-optimization-level for {target.name}",
+                expected="none: TensorRT for RTX makes the same plan at every level, and compiles it where it runs",
                 fix="Leave it out.",
             )
         if target.kind == "rtx" and self.hardware_compatibility_level != "NONE":

@@ -122,6 +122,8 @@ def test_rtx_makes_plans_that_take_weights_on_a_gpu_only(option: str, machine_gp
 def test_options_that_rtx_has_no_use_for() -> None:
     with pytest.raises(EngineError, match="--timing-cache for rtx-sm89"):
         BuildOptions(timing_cache=Path("cache")).check(parse_target("rtx-sm89"))
+    with pytest.raises(EngineError, match="--builder-optimization-level for rtx-sm89"):
+        BuildOptions(builder_optimization_level=3).check(parse_target("rtx-sm89"))
     with pytest.raises(EngineError, match="--hardware-compatibility-level AMPERE_PLUS for rtx-sm89"):
         BuildOptions(hardware_compatibility_level="AMPERE_PLUS").check(parse_target("rtx-sm89"))
 

@@ -39,7 +39,7 @@ from telecine.workload import KEYFRAMES, VAE_TILE
     show_default=True,
     help="Latent frames that conditions at later frames may add.",
 )
-@click.option("--builder-optimization-level", type=int, help="0 (quick) to 5.")
+@click.option("--builder-optimization-level", type=int, help="0 (quick) to 5. Not for RTX.")
 @click.option("--workspace", type=int, metavar="MIB", help="GPU memory of a kernel beside activations.")
 @click.option("--max-aux-streams", type=int, help="Streams of one execution beside its own.")
 @click.option(
