@@ -15,6 +15,7 @@ from telecine.engine import FORMAT, Sidecar, sidecar_path
 from telecine.errors import EngineError
 from telecine.peak_memory import PeakMemory
 from telecine_engines import network as networks
+from telecine_engines.attention import count_fused_attention
 from telecine_engines.config import Report, add_profiles, make_config, save_timing_cache, watch
 from telecine_engines.library import Library, plan_platform
 from telecine_engines.logger import Log
@@ -85,7 +86,7 @@ def build_plan(
         weight_streaming=options.weight_streaming,
         precisions=built.precisions,
         layers=built.layers,
-        fused_attention=None,  # an engine inspector needs the plan opened, on a GPU
+        fused_attention=built.fused_attention,
         build_seconds=round(seconds, 1),
         build_peak_bytes=memory.peak,
     )
@@ -101,6 +102,7 @@ class _Built:
     plan: Any
     precisions: dict[str, int]
     layers: int
+    fused_attention: int | None
 
 
 def _build(library: Library, bundle: Bundle, plan: GraphPlan, options: BuildOptions, report: Report) -> _Built:
@@ -124,7 +126,9 @@ def _build(library: Library, bundle: Bundle, plan: GraphPlan, options: BuildOpti
         )
     if options.timing_cache is not None:
         save_timing_cache(config, options.timing_cache)
-    return _Built(serialized, precisions, layers)
+    # A stripped plan does not open before its weights are in.
+    fused = None if options.strip_plan else count_fused_attention(library, log, plan.target, serialized)
+    return _Built(serialized, precisions, layers, fused)
 
 
 def _graph(bundle: Bundle, plan: GraphPlan) -> tuple[Path, Any]:

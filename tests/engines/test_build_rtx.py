@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -178,6 +180,30 @@ def test_progress_tells_plans_and_phases(precision_bundle: Callable[[str], Bundl
     assert [plan.component for plan in started] == ["latent_upsampler"]
     assert ("Building engine", 0, phases[0][2]) == phases[0]
     assert all(0 <= done <= steps for _, done, steps in phases)
+
+
+def test_a_kill_loses_the_component_in_work_and_nothing_else(
+    precision_bundle: Callable[[str], Bundle], tmp_path: Path
+) -> None:
+    bundle = precision_bundle("fp32")
+    options = ["--target", "rtx-sm89", "--workload", "64x64x9", "--engines", str(tmp_path)]
+    parts = ["--component", "latent_upsampler", "--component", "vae_decoder"]
+    command = [sys.executable, "-c", "from telecine.cli import main; main()", "build", str(bundle.root)]
+    with subprocess.Popen([*command, *options, *parts], stderr=subprocess.PIPE, text=True) as child:
+        assert child.stderr is not None
+        lines = iter(child.stderr.readline, "")
+        assert any(line.startswith("building vae_decoder.main") for line in lines)
+        child.kill()
+    request = BuildRequest(
+        bundle=bundle,
+        targets=("rtx-sm89",),
+        workloads=("64x64x9",),
+        components=("latent_upsampler", "vae_decoder"),
+        engines=tmp_path,
+    )
+    assert [plan.done is not None for plan in plan_engines(request).plans] == [True, False]
+    (path,) = build_engines(request).built
+    assert path.name == "vae_decoder.main.plan"
 
 
 def test_ctrl_c_ends_the_build_and_leaves_nothing(precision_bundle: Callable[[str], Bundle], tmp_path: Path) -> None:

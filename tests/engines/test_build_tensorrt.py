@@ -56,6 +56,7 @@ def test_every_component_builds(
         plan = read_plan(path)
         assert plan["strongly_typed"]
         assert all(plan["attention"])
+        assert sidecar.fused_attention == len(plan["attention"])
         assert plan["flags"] == []  # TF32 is on by default, and fp32 would not be fp32
         assert len(plan["profiles"]) == len(sidecar.profiles)
         for made, profile in zip(plan["profiles"], sidecar.profiles, strict=True):
@@ -94,6 +95,29 @@ def test_flags(
     assert sidecar.stripped == options.get("strip_plan", False)
     assert sidecar.weight_streaming == options.get("weight_streaming", False)
     assert sidecar.version_compatible == options.get("version_compatible", False)
+
+
+@pytest.mark.parametrize(("answer", "count"), [('{"Layers": [{"Name": "a_fMHA_b"}, {"Name": "c"}]}', 1), ("{", None)])
+def test_fused_attention_in_the_forms_that_inspectors_answer(
+    answer: str,
+    count: int | None,
+    tensorrt_double: Install,
+    request_of: Callable[..., BuildRequest],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module = tensorrt_double("11.4.0")
+    monkeypatch.setattr(module.EngineInspector, "get_engine_information", lambda self, format: answer)
+    (sidecar,) = build_engines(request_of()).sidecars.values()
+    assert sidecar.fused_attention == count
+
+
+def test_a_plan_for_another_gpu_is_not_opened(
+    tensorrt_double: Install, request_of: Callable[..., BuildRequest]
+) -> None:
+    tensorrt_double("11.4.0")
+    request = dataclasses.replace(request_of(hardware_compatibility_level="AMPERE_PLUS"), targets=("trt-sm89",))
+    (sidecar,) = build_engines(request).sidecars.values()
+    assert sidecar.fused_attention is None
 
 
 def test_other_options(tensorrt_double: Install, request_of: Callable[..., BuildRequest]) -> None:
