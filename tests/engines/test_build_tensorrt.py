@@ -307,3 +307,32 @@ def test_without_the_package_the_extra_is_named(
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(EngineError, match=r'tensorrt cannot be imported.*pip install "telecine\[tensorrt\]"'):
         build_engines(request_of())
+
+
+def test_a_family_that_this_telecine_does_not_know_is_refused(
+    tensorrt_double: Install, request_of: Callable[..., BuildRequest], edited_bundle: Callable[..., Path]
+) -> None:
+    tensorrt_double("11.4.0")
+    base = request_of()
+    other = Bundle.open(edited_bundle(base.bundle.root, family="wan"))
+    with pytest.raises(BundleError, match="holds a wan model"):
+        build_engines(dataclasses.replace(base, bundle=other))
+
+
+def test_a_precision_that_the_gpu_cannot_compute_is_refused(
+    tensorrt_double: Install,
+    machine_gpu: Callable[[int], None],
+    request_of: Callable[..., BuildRequest],
+    edited_bundle: Callable[..., Path],
+) -> None:
+    tensorrt_double("11.4.0")
+    machine_gpu(86)
+    base = request_of()
+    parts = base.bundle.manifest.components
+    fp8 = parts | {"transformer": dataclasses.replace(parts["transformer"], precision="fp8")}
+    request = dataclasses.replace(
+        base, bundle=Bundle.open(edited_bundle(base.bundle.root, components=fp8)), targets=("trt-sm86",)
+    )
+    with pytest.raises(EngineError, match="transformer is fp8, and the target trt-sm86 has sm86"):
+        build_engines(request)
+    assert not request.folder.exists()

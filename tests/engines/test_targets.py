@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from telecine.errors import EngineError
 from telecine_engines import targets
+from telecine_engines.config import make_config
 from telecine_engines.gpu import gpu_capability, has_gpu
+from telecine_engines.library import Library
 from telecine_engines.options import BuildOptions
 from telecine_engines.targets import Target, parse_target
 
@@ -140,3 +144,19 @@ def test_options_that_rtx_has_no_use_for() -> None:
 def test_values_out_of_range(options: dict[str, object], message: str) -> None:
     with pytest.raises(EngineError, match=message):
         BuildOptions(**options)  # type: ignore[arg-type]
+
+
+def test_without_cuda_bindings_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+    with pytest.raises(EngineError, match=r'cuda-bindings cannot be imported.*pip install "telecine\[tensorrt\]"'):
+        parse_target("local")
+
+
+def test_a_gpu_that_this_tensorrt_for_rtx_is_too_old_for() -> None:
+    api = SimpleNamespace(
+        __version__="1.0",
+        ComputeCapability=SimpleNamespace(__members__={"SM89": 89}),
+    )
+    builder = SimpleNamespace(create_builder_config=lambda: SimpleNamespace(set_compute_capability=lambda *_: True))
+    with pytest.raises(EngineError, match=r"TensorRT for RTX \(1.0\) does not build for sm121.*--upgrade"):
+        make_config(Library("tensorrt_rtx", api), builder, Target("rtx", (89, 121)), BuildOptions())
