@@ -18,6 +18,7 @@ from telecine.inspection import as_text
 from telecine_engines.build import BuildRequest, build_engines
 from telecine_engines.options import BuildOptions
 from telecine_engines.pack import pack
+from telecine_export.verify.checks import open_session
 
 TARGET = "trt-sm90"
 
@@ -73,6 +74,8 @@ def test_what_needs_weights_refuses_it(built: Bundle, tmp_path: Path) -> None:
         pipe.generate(prompt="a red ball", height=64, width=64, num_frames=9, num_inference_steps=2, seed=0)
     with pytest.raises(BundleError, match="holds text_encoder as engines only"):
         build(packed, "64x96x17")
+    with pytest.raises(BundleError, match="holds transformer as engines only"):
+        open_session(packed, "transformer")
 
 
 def test_the_newest_plans_of_each_target_are_taken(built: Bundle, tmp_path: Path) -> None:
