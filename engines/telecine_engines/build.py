@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from telecine.bundle import Bundle
-from telecine.engine import Sidecar
+from telecine.engine import Sidecar, sidecar_path
 from telecine.workload import KEYFRAMES, VAE_TILE, Workload
 from telecine_engines.builder import build_plan, estimate_activations
 from telecine_engines.library import Library, open_library
@@ -152,7 +154,16 @@ def build_engines(request: BuildRequest, progress: Progress | None = None) -> Bu
                 sidecars[plan.path] = plan.done or _build(request, plan, progress)
                 if plan.done is None:
                     built.append(plan.path)
+    for path in set(sidecars) - set(built):
+        _make_newest(path)
     return BuildReport(sidecars=sidecars, built=tuple(built), seconds=time.monotonic() - start)
+
+
+def _make_newest(path: Path) -> None:
+    """Let a plan that is there already be found before those that were built for other workloads after it."""
+    with suppress(OSError):  # a folder that cannot be written, in which nothing else is built either
+        for file in (path, sidecar_path(path)):
+            os.utime(file)
 
 
 def _build(request: BuildRequest, plan: GraphPlan, progress: Progress) -> Sidecar:

@@ -13,6 +13,7 @@ from doubles.tensorrt_builder import IBuilderConfig, IOptimizationProfile, read_
 
 from telecine.bundle import Bundle
 from telecine.engine import Sidecar, sidecar_path
+from telecine.engines_folder import list_engines
 from telecine.errors import BundleError, EngineError
 from telecine_engines.build import BuildReport, BuildRequest, build_engines, plan_engines
 from telecine_engines.options import BuildOptions
@@ -193,6 +194,19 @@ def test_a_component_that_changes_is_the_only_one_built_again(
     build_engines(base)
     longer = build_engines(dataclasses.replace(base, keyframes=8))  # of the transformer's tokens alone
     assert [path.name for path in longer.built] == ["transformer.main.plan"]
+
+
+def test_what_was_asked_for_last_is_the_newest(
+    tensorrt_double: Install, request_of: Callable[..., BuildRequest]
+) -> None:
+    """Sessions and `telecine pack` take the newest plan that fits."""
+    tensorrt_double("11.4.0")
+    first = request_of()
+    second = dataclasses.replace(first, workloads=("64x96x17",))
+    for request in (first, second, first):
+        (asked,) = build_engines(request).sidecars
+        assert list_engines(first.folder)[-1].plan == asked
+        assert max(first.folder.rglob("*.plan"), key=lambda path: path.stat().st_mtime_ns) == asked
 
 
 def test_weights_that_changed_are_not_built(
