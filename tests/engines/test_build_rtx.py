@@ -21,8 +21,15 @@ from telecine_engines.planner import GraphPlan
 pytest.importorskip("tensorrt_rtx")
 
 TARGET = "rtx-sm89+sm120"
-# TensorRT's name of each precision's tensors; parts stay in fp32.
-COMPUTED_IN = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16"}
+PRECISIONS = ("fp32", "fp16", "bf16")
+# TensorRT's name of each precision's tensors, then those that parts of such a network stay in.
+COMPUTED_IN = {
+    "fp32": ("FLOAT",),
+    "fp16": ("HALF", "FLOAT"),
+    "bf16": ("BF16", "FLOAT"),
+    "fp8": ("FP8", "HALF", "FLOAT"),
+}
+FLOATS = {"FLOAT", "HALF", "BF16", "FP8"}
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +50,7 @@ def built(
     return get
 
 
-@pytest.mark.parametrize("precision", COMPUTED_IN)
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_every_component_builds_with_dynamic_profiles(
     precision: str, built: Callable[[str], tuple[Bundle, BuildReport]]
 ) -> None:
@@ -57,9 +64,10 @@ def test_every_component_builds_with_dynamic_profiles(
         for end in ("min", "opt", "max"):
             bind_axes(graph.inputs, {name: getattr(span, end) for name, span in profile.items()})
         assert any(span.min < span.max for span in profile.values())
-        kind = COMPUTED_IN[precision]
-        assert sidecar.precisions.get(kind, 0) > 20, sidecar.precisions
-        assert set(sidecar.precisions) & {"FLOAT", "HALF", "BF16", "FP8"} <= {"FLOAT", kind}
+        assert sidecar.precision == bundle.component(sidecar.component).precision
+        kinds = COMPUTED_IN[sidecar.precision]
+        assert sidecar.precisions[kinds[0]] > 10, sidecar.precisions
+        assert set(sidecar.precisions) & FLOATS <= set(kinds)
 
 
 def test_the_sidecar_says_what_the_plan_is(built: Callable[[str], tuple[Bundle, BuildReport]]) -> None:
