@@ -4,8 +4,8 @@
                                       [--target rtx-sm89] [--workload 768x512x121] [--layers N] [--out DIR] [--keep]
 
 The weights are random, in the real configuration: the 2B transformer, the VAE decoder of 0.9.5, and T5-XXL with
-`--layers` of its 24 layers. Each build runs in a fresh process, so that the memory is the build's alone: two to three
-times the plan, 13 GB at most for the transformer at fp16, and 8 GB of disk.
+`--layers` of its 24 layers. Each build runs in a fresh process, so that the memory is the build's alone: a little
+more than twice the plan, 9 GB for the transformer at fp16, and 8 GB of disk.
 """
 
 from __future__ import annotations
