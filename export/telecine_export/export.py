@@ -17,9 +17,9 @@ from telecine.atomic import atomic_folder
 from telecine.bundle import Bundle, file_entry, is_bundle
 from telecine.errors import RequestError, SourceError
 from telecine.manifest import FILE_NAME, FORMAT, Component, FileEntry, Graph, Manifest, TensorSpec
+from telecine.peak_memory import PeakMemory
 from telecine_export.families import family_of
 from telecine_export.graphs import GraphSpec
-from telecine_export.memory import PeakMemory
 from telecine_export.source import Source
 from telecine_export.tokenizer import save_tokenizer_json
 from telecine_export.trace import trace

@@ -48,6 +48,8 @@ class Component:
     """One network: its graphs by role, over one weights file.
 
     `refitted` says what `telecine refit` put into the weights since export, in order.
+    `packed`: the weights file was left out by `telecine pack`, and only engines run; `weights` still tells which they
+    were made of.
     """
 
     precision: str
@@ -56,6 +58,7 @@ class Component:
     weights: FileEntry
     graphs: dict[str, Graph]
     refitted: tuple[str, ...] = ()
+    packed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

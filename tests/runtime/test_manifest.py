@@ -199,3 +199,12 @@ def test_shapes_hold_numbers_and_symbols(shape: Any) -> None:
     content["components"]["transformer"]["graphs"]["main"]["inputs"][0]["shape"] = shape
     with pytest.raises(BundleError, match="inputs: shape is"):
         parse(signed(content))
+
+
+def test_a_manifest_from_before_bundles_were_packed_is_read() -> None:
+    content = changed()
+    del content["components"]["transformer"]["packed"]
+    assert not parse(signed(content)).components["transformer"].packed
+    content["components"]["transformer"]["packed"] = 1
+    with pytest.raises(BundleError, match="packed is 1"):
+        parse(signed(content))

@@ -90,3 +90,16 @@ def test_latent_of_an_illegal_shape_is_a_bug(shape: tuple[int, int, int]) -> Non
 def test_grid_refuses_bad_ratios(name: str, ratio: object) -> None:
     with pytest.raises(BundleError, match=f"the {name} compression ratio is"):
         Grid(**({"spatial": 32, "temporal": 8} | {name: ratio}))
+
+
+@given(st.integers(-5, 400), st.integers(-5, 2000), st.integers(-5, 2000))
+def test_below_is_the_largest_shape_that_is_nowhere_above(num_frames: int, height: int, width: int) -> None:
+    shape = VideoShape.below(num_frames=num_frames, height=height, width=width, grid=LTX)
+    assert shape.latent(LTX).video(LTX) == shape
+    for side, asked, step in (
+        (shape.num_frames, num_frames, LTX.temporal),
+        (shape.height, height, LTX.spatial),
+        (shape.width, width, LTX.spatial),
+    ):
+        least = 1 if step == LTX.temporal else step
+        assert side == least if asked < least else asked - step < side <= asked

@@ -115,6 +115,7 @@ def _named(case: str) -> Iterator[None]:
 
 def open_session(bundle: Bundle, component: str, role: str = "main") -> Session:
     """A graph of the bundle on ONNX Runtime's CPU provider, which computes fp32 as fp32."""
+    bundle.require_weights(component)
     graph = bundle.graph(component, role)
     return OnnxRuntimeSession.load(graph, bundle.path(graph.file), device="cpu", options=OnnxRuntimeOptions())
 

@@ -84,6 +84,7 @@ class OnnxRuntimeBackend:
         self._bundle, self._device, self._options = bundle, device, options
 
     def load(self, component: str, role: str) -> Session:
+        self._bundle.require_weights(component)
         graph = self._bundle.graph(component, role)
         path = self._bundle.path(graph.file)
         return OnnxRuntimeSession.load(graph, path, device=self._device, options=self._options)

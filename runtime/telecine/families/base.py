@@ -17,6 +17,7 @@ from telecine.request import Request
 from telecine.second_stage import SecondStage
 from telecine.tokenizer import Tokenizer
 from telecine.upscale_request import UpscaleRequest
+from telecine.workload import AxisRanges, Workload
 
 # Times a named stage of a run: `with stage("text"): ...`.
 Stage = Callable[[str], AbstractContextManager[None]]
@@ -122,6 +123,12 @@ class TwoStage(Protocol):
     ) -> Output: ...
 
 
+class AxisRangesOf(Protocol):
+    """Ranges of a component's axes by symbol for a workload, once for each size at which a run uses it."""
+
+    def __call__(self, component: str, workload: Workload, host: Mapping[str, Any]) -> list[AxisRanges]: ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Naming:
     """How checkpoints of a family name their weights; a bundle has diffusers' names.
@@ -147,6 +154,7 @@ class Family:
     pipelines: Mapping[str, PipelineSpec]
     upscaler: UpscalerSpec
     two_stage: TwoStage
+    axis_ranges: AxisRangesOf
 
     def choose(self, recorded: str, given: Collection[str], *, asked: str | None = None) -> str:
         """The pipeline for a request that gives these parameters: the one asked for by name, else the bundle's own.

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from telecine.families.base import Family, PipelineSpec, UpscalerSpec
-from telecine.families.ltx_video import conditions, image_to_video, text_to_video, two_stage, upscale
+from telecine.families.ltx_video import conditions, image_to_video, text_to_video, two_stage, upscale, workloads
 from telecine.families.ltx_video.names import NAMING
 
 # `__call__`'s own of the three pipelines, but for what is said below.
@@ -53,4 +53,5 @@ LTX_VIDEO = Family(
         },
     ),
     two_stage=two_stage.run,
+    axis_ranges=workloads.axis_ranges,
 )

@@ -38,7 +38,7 @@ class Sizes:
     second: VideoShape
 
     @classmethod
-    def plan(cls, request: Request, downscale_factor: float, grid: Grid) -> Sizes:
+    def plan(cls, request: Request | VideoShape, downscale_factor: float, grid: Grid) -> Sizes:
         """The first stage is the size asked for times the factor, to the nearest of the grid; the second is twice that.
 
         diffusers' documentation rounds to the temporal ratio, which gives sizes that its pipeline refuses.
