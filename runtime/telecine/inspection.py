@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from telecine.bundle import Bundle
-from telecine.manifest import Component, TensorSpec
+from telecine.manifest import Component, Quality, TensorSpec
 
 
 def as_text(bundle: Bundle, *, weights_checked: bool) -> str:
@@ -21,6 +21,7 @@ def as_text(bundle: Bundle, *, weights_checked: bool) -> str:
     ]
     for name, component in manifest.components.items():
         lines += _component(name, component)
+    lines += _quality(manifest.quality, precise=all(part.precision == "fp32" for part in parts))
     lines += [f"preset {name}: {json.dumps(values)}" for name, values in manifest.presets.items()]
     lines.append("exported by " + ", ".join(f"{name} {version}" for name, version in manifest.versions.items()))
     return "\n".join(lines)
@@ -36,6 +37,30 @@ def _component(name: str, component: Component) -> list[str]:
         lines += [f"    in   {_tensor(spec)}" for spec in graph.inputs]
         lines += [f"    out  {_tensor(spec)}" for spec in graph.outputs]
     return lines
+
+
+def _quality(quality: Quality, *, precise: bool) -> list[str]:
+    if precise:
+        return []
+    if not quality.measured:
+        return ["quality next to fp32: not measured"]
+    lines = [
+        f"quality next to fp32: PSNR {_decibels(quality.psnr)} (floor {quality.floor:g} dB), SSIM {quality.ssim:.4f}, "
+        f"frame differences {_decibels(quality.temporal_psnr)}"
+    ]
+    lines += [f"  {name} alone: {_decibels(value)}" for name, value in quality.components.items()]
+    if quality.kept:
+        lines.append(f"  too sensitive for fp8: {', '.join(quality.kept)}")
+    if quality.promoted:
+        lines.append(
+            f"  kept in higher precision ({_bytes(quality.promoted_bytes)} more, PSNR without: "
+            f"{_decibels(quality.promoted_psnr)}): {', '.join(quality.promoted)}"
+        )
+    return lines
+
+
+def _decibels(value: float | None) -> str:
+    return "equal" if value is None else f"{value:.1f} dB"
 
 
 def _tensor(spec: TensorSpec) -> str:

@@ -67,7 +67,13 @@ class LoadedModels:
 
     def _load(self, component: str, role: str) -> Session:
         graph = self.bundle.graph(component, role)
-        return OnnxRuntimeSession.load(graph, self.bundle.path(graph.file), device=self._device, options=self._options)
+        return OnnxRuntimeSession.load(
+            graph,
+            self.bundle.path(graph.file),
+            device=self._device,
+            options=self._options,
+            precision=self.bundle.component(component).precision,
+        )
 
     def check_open(self) -> None:
         if self._closed:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,9 @@ OUT_OF_MEMORY = (
     "not enough memory",
     "alloc_failed",  # CUBLAS_STATUS_ALLOC_FAILED, CUDNN_STATUS_ALLOC_FAILED
 )
+# What a provider has no kernels for, by precision (tried with ONNX Runtime 1.23 to 1.31: of bfloat16, the CPU's has
+# only what moves values). Its fp16 kernels are few, but it casts around the others.
+MISSING_KERNELS: Mapping[str, tuple[str, ...]] = {CPU: ("bf16",)}
 # Beyond any machine: ONNX Runtime starts whatever number it is told.
 MAX_THREADS = 1024
 
@@ -69,23 +72,30 @@ class OnnxRuntimeSession(Session):
         self._checked = False  # whether what is bound fits together
 
     @classmethod
-    def load(cls, graph: Graph, path: Path, *, device: str, options: OnnxRuntimeOptions) -> OnnxRuntimeSession:
-        """
+    def load(
+        cls, graph: Graph, path: Path, *, device: str, options: OnnxRuntimeOptions, precision: str = "fp32"
+    ) -> OnnxRuntimeSession:
+        """`precision` is that of the graph's component.
+
         Raises:
-            BackendError: ONNX Runtime is missing, refuses the graph, or lacks the device.
+            BackendError: ONNX Runtime is missing, refuses the graph, lacks the device, or kernels for the precision.
         """
         ort = _onnxruntime()
+        wanted = _providers(ort, device, options)
+        _check_precision(path, precision, _name(wanted[0]))
         settings = ort.SessionOptions()
         if options.threads is not None:
             settings.intra_op_num_threads = options.threads
         settings.enable_cpu_mem_arena = options.memory_arena
         settings.enable_mem_pattern = options.memory_pattern
         settings.log_severity_level = 4  # fatal: its errors come as exceptions too, and need not be said twice
-        wanted = _providers(ort, device, options)
+        if precision == "fp8":
+            # Its rewriting of QuantizeLinear and DequantizeLinear knows 8-bit integers, and fails on float8.
+            settings.add_session_config_entry("session.disable_quant_qdq", "1")
         with _translated(f"loading {path}"):
             # Its fallback prints to stdout and retries on the CPU without saying so to the caller.
             session = ort.InferenceSession(str(path), settings, providers=wanted, enable_fallback=0)
-        first = wanted[0] if isinstance(wanted[0], str) else wanted[0][0]
+        first = _name(wanted[0])
         if session.get_providers()[0] != first:
             # A provider whose library does not load is left out without an error.
             raise BackendError(
@@ -172,6 +182,20 @@ def _providers(ort: Any, device: str, options: OnnxRuntimeOptions) -> list[Any]:
             fix="Install the onnxruntime package that has it, or name another.",
         )
     return wanted
+
+
+def _name(provider: Any) -> str:
+    name: str = provider if isinstance(provider, str) else provider[0]
+    return name
+
+
+def _check_precision(path: Path, precision: str, provider: str) -> None:
+    if precision in MISSING_KERNELS.get(provider, ()):
+        raise BackendError(
+            f"{path.parent.name} is {precision}, on {provider}",
+            expected=f"fp32, fp16 or fp8: ONNX Runtime has no {precision} kernels there",
+            fix="Export the bundle at fp16 or fp32 (--precision, --component), or run this one on a GPU.",
+        )
 
 
 @contextmanager

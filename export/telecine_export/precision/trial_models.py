@@ -1,0 +1,114 @@
+"""Networks for trial runs: a bundle's own pipeline with some components from another bundle, probed or recorded.
+
+Trial runs are the runtime's: calibration and the quality gate see what `generate` does, through the sessions that it
+uses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+
+from telecine.backends.base import Buffer, Session
+from telecine.backends.onnxruntime import OnnxRuntimeOptions, OnnxRuntimeSession
+from telecine.bundle import Bundle
+from telecine.manifest import Graph
+from telecine.models import LoadedModels
+from telecine_export.precision.emulate import emulate_bf16
+
+CPU = ("CPUExecutionProvider",)
+# (component, role, names and values of the extra outputs) of one call.
+Seen = Callable[[str, str, Mapping[str, Buffer]], None]
+
+
+def open_graph(bundle: Bundle, component: str, role: str = "main") -> Session:
+    """A graph of a bundle on ONNX Runtime's CPU provider; bf16, which it cannot run, is emulated.
+
+    Raises:
+        BackendError: ONNX Runtime refuses the graph.
+    """
+    graph, part = bundle.graph(component, role), bundle.component(component)
+    path = bundle.path(graph.file)
+    if part.precision != "bf16":
+        options = OnnxRuntimeOptions()
+        return OnnxRuntimeSession.load(graph, path, device="cpu", options=options, precision=part.precision)
+    model = ir.load(path)
+    emulate_bf16(model)
+    return MadeSession(graph, model, str(path.parent))
+
+
+class MadeSession(Session):
+    """A model made in memory over a bundle's weights; `seen` gets the outputs that the graph's contract has not."""
+
+    def __init__(self, graph: Graph, model: ir.Model, weights: str, seen: Callable[..., None] | None = None) -> None:
+        super().__init__(graph)
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", weights)
+        proto: onnx.ModelProto = ir.to_proto(model)
+        self._session: Any = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=CPU)
+        self._names = [output.name for output in proto.graph.output]
+        self._graph, self._seen = graph, seen
+        self._bound: dict[str, Buffer] = {}
+
+    def bind(self, name: str, buffer: Buffer) -> None:
+        self.check_open()
+        self.check_buffer(name, buffer)
+        self._bound[name] = buffer
+
+    def unbind(self) -> None:
+        self._bound.clear()
+
+    def enqueue(self, stream: int = 0) -> None:
+        self.check_open()
+        self.check_bound(self._bound)
+        feeds = {name: self._bound[name] for name in self.inputs}
+        made = dict(zip(self._names, self._session.run(self._names, feeds), strict=True))
+        for name in self.outputs:
+            np.copyto(self._bound[name], made.pop(name))
+        if self._seen is not None:
+            self._seen(made)
+
+    def clone(self) -> MadeSession:
+        other = object.__new__(MadeSession)
+        Session.__init__(other, self._graph)
+        other._session, other._names, other._graph, other._seen = self._session, self._names, self._graph, self._seen
+        other._bound = {}
+        return other
+
+    def close(self) -> None:
+        self._session = None
+        self._bound.clear()
+
+    @property
+    def closed(self) -> bool:
+        return self._session is None
+
+
+class TrialModels(LoadedModels):
+    """A reference bundle's networks, but for `candidates` of another bundle and sessions that are given."""
+
+    def __init__(
+        self,
+        reference: Bundle,
+        *,
+        candidate: Bundle | None = None,
+        candidates: Collection[str] = (),
+        sessions: Mapping[tuple[str, str], Session] | None = None,
+    ) -> None:
+        super().__init__(reference, device="cpu", options=OnnxRuntimeOptions())
+        self._candidate, self._candidates, self._given = candidate, candidates, sessions or {}
+
+    def _load(self, component: str, role: str) -> Session:
+        if (component, role) in self._given:
+            return self._given[component, role]
+        bundle = self.bundle
+        if component in self._candidates and self._candidate is not None:
+            bundle = self._candidate
+        return open_graph(bundle, component, role)
