@@ -1,6 +1,6 @@
 """Measure what exporting a real-size network of LTX-Video takes: seconds, CPU seconds, anonymous memory, bytes.
 
-    python scripts/measure_export_memory.py [--size 2b|13b | --vae 0.9.0|0.9.1|0.9.5] [--precision fp16|fp32]
+    python scripts/measure_export_memory.py [--size 2b|13b | --vae 0.9.0|0.9.1|0.9.5] [--precision fp8|fp16|bf16|fp32]
                                             [--out DIR] [--keep] [--json]
 
 Writes a checkpoint of random weights in the real configuration (fp16, diffusers' layout), a tensor at a time, then
@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -28,8 +29,10 @@ import torch
 
 from telecine_export import ltx_video
 from telecine_export.export import Progress, export_component
-from telecine_export.graphs import PRECISIONS, GraphSpec
+from telecine_export.graphs import GraphSpec
+from telecine_export.ltx_video_precision import POLICIES
 from telecine_export.ltx_video_releases import KINDS, TRANSFORMER_2B, TRANSFORMER_13B, VAE_090, VAE_091, VAE_095
+from telecine_export.precision.policy import PRECISIONS
 from telecine_export.source import Source
 
 TRANSFORMERS = {"2b": TRANSFORMER_2B, "13b": TRANSFORMER_13B}
@@ -42,6 +45,8 @@ GRAPHS: Mapping[str, tuple[Callable[[Any], GraphSpec], ...]] = {
 STORED, STORED_NAME = torch.float16, "F16"
 SHARD = 5 * 10**9  # bytes; larger checkpoints are split, with an index, as save_pretrained does
 PIECE = 1 << 24  # elements that are drawn at a time
+# Of every activation at fp8: calibrating random weights at this size would measure nothing.
+AMAX = 16.0
 FILE = "diffusion_pytorch_model"
 
 
@@ -80,7 +85,7 @@ def parse_arguments() -> argparse.Namespace:
     network = parser.add_mutually_exclusive_group()
     network.add_argument("--size", choices=list(TRANSFORMERS), default="2b", help="The transformer of this size.")
     network.add_argument("--vae", choices=list(VAES), help="The VAE of this release.")
-    parser.add_argument("--precision", choices=list(PRECISIONS), default="fp16")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp16", help="fp8: the transformer.")
     parser.add_argument("--out", type=Path, help="Where to make a temporary folder; default: the system's.")
     parser.add_argument("--keep", action="store_true", help="Keep the checkpoint and the exported component.")
     parser.add_argument("--json", action="store_true", help="Print JSON.")
@@ -160,13 +165,16 @@ def measure(checkpoint: Path, component: str, folder: Path, precision: str) -> l
     results: list[dict[str, Any]] = []
     for graph in GRAPHS[component]:
         start, cpu_before = time.monotonic(), cpu_seconds() if results else 0.0  # the first one's has the imports
+        spec = graph(source.config(component))
         written = export_component(
             source,
             folder,
-            [graph(source.config(component))],
+            [spec],
             precision=precision,
             opset=23,
             progress=Progress(finished=reports.append),
+            policy=POLICIES[spec.component],
+            amax={"main": defaultdict(lambda: AMAX)},
         )
         results.append(
             {

@@ -35,6 +35,8 @@ from telecine_export.weights import WeightsWriter
 
 OPSETS = (20, 23)
 DEFAULT_OPSET = 23
+DEFAULT_GATE = Gate()
+PLAIN = Policy()
 RECORDED_PACKAGES = ("telecine", "torch", "diffusers", "transformers", "onnx", "onnx_ir", "onnxscript", "tokenizers")
 
 
@@ -67,8 +69,8 @@ def export_bundle(
     opset: int = DEFAULT_OPSET,
     overwrite: bool = False,
     progress: Progress | None = None,
-    gate: Gate | None = Gate(),
-    calibration: Calibration = Calibration(),
+    gate: Gate | None = DEFAULT_GATE,
+    calibration: Calibration | None = None,
     reference: Path | None = None,
     traces: Traces | None = None,
 ) -> Bundle:
@@ -89,19 +91,19 @@ def export_bundle(
     family = family_of(source)
     specs = family.graphs(source)
     plans = plan_components(family.policies, [spec.component for spec in specs], precision, components or {})
+    _check_measuring(plans, gate, calibration, reference)
     progress, traces = progress or Progress(), traces or Traces(opset)
     with (
         atomic_folder(destination, overwrite=overwrite, is_ours=is_bundle) as folder,
         _naming_the_disk(destination),
     ):
         writer = BundleWriter(source, family, specs, folder, traces, progress)
-        lowered = {plan.precision for plan in plans.values()} - {"fp32"}
-        if not lowered or (gate is None and "fp8" not in lowered):
+        if not _needs_reference(plans, gate):
             writer.write(plans)
         else:
             export = partial(export_bundle, source, precision="fp32", opset=opset, traces=traces)
             with reference_bundle(reference, source, specs, folder, export) as exact:
-                plans = calibrate(exact, specs, traces, plans, family.trial, calibration)
+                plans = calibrate(exact, specs, traces, plans, family.trial, calibration or Calibration())
                 if gate is None:
                     writer.write(plans)
                 else:
@@ -189,6 +191,27 @@ def _check_opset(opset: int, traces: Traces | None) -> None:
         )
 
 
+def _needs_reference(plans: Plans, gate: Gate | None) -> bool:
+    lowered = {plan.precision for plan in plans.values()} - {"fp32"}
+    return "fp8" in lowered or (gate is not None and bool(lowered))
+
+
+def _check_measuring(plans: Plans, gate: Gate | None, calibration: Calibration | None, reference: Path | None) -> None:
+    """Refuse what would not act."""
+    precisions = {plan.precision for plan in plans.values()}
+    for given, acts, what, expected in (
+        (calibration, "fp8" in precisions, "a calibration", "a component at fp8"),
+        (reference, _needs_reference(plans, gate), "a reference", "fp8, or a component below fp32 and a gate"),
+        (gate != DEFAULT_GATE and gate, precisions != {"fp32"}, "a floor or promotion", "a component below fp32"),
+    ):
+        if given and not acts:
+            raise SourceError(
+                f"{what} for a bundle at {', '.join(sorted(precisions))}",
+                expected=f"{expected}, which it is for",
+                fix="Leave it out, or choose another precision.",
+            )
+
+
 @contextmanager
 def _naming_the_disk(destination: Path) -> Iterator[None]:
     """Turn what a full or failing disk raises into an error that says which disk."""
@@ -210,7 +233,7 @@ def export_component(
     precision: str,
     opset: int,
     progress: Progress,
-    policy: Policy = Policy(),
+    policy: Policy = PLAIN,
     kept: Collection[str] = (),
     amax: Mapping[str, Amax] | None = None,
     traces: Traces | None = None,

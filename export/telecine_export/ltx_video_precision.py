@@ -107,7 +107,7 @@ POLICIES: Mapping[str, Policy] = {
     "latent_upsampler": LATENT_UPSAMPLER,
 }
 
-DECODING = {"decode_timestep": 0.05, "decode_noise_scale": 0.025}
+DECODING: Mapping[str, Any] = {"decode_timestep": 0.05, "decode_noise_scale": 0.025}
 NEGATIVE_PROMPT = "worst quality, inconsistent motion, blurry, jittery, distorted"
 # What the quality is measured on: another prompt and other noise than calibration has.
 REQUEST: Mapping[str, Any] = {

@@ -115,7 +115,7 @@ class WeightsWriter:
         return self._written[key]
 
     def _scales(self, name: str, transposed: bool, dtype: ir.DataType) -> Tensor:
-        """(outputs,) scales of a weight that is stored in FP8; a weight and its scales are written one after the other."""
+        """(outputs,) scales of a weight that is stored in FP8, kept for when both have been written."""
         if (name, dtype) not in self._scale:
             stored = self._checkpoint.shape(self._stored_name(name))
             weight = self._read(name, list(stored[::-1] if transposed else stored), transposed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from telecine.bundle import Bundle
-from telecine.manifest import Component, Quality, TensorSpec
+from telecine.manifest import Component, Manifest, TensorSpec
 
 
 def as_text(bundle: Bundle, *, weights_checked: bool) -> str:
@@ -21,7 +21,7 @@ def as_text(bundle: Bundle, *, weights_checked: bool) -> str:
     ]
     for name, component in manifest.components.items():
         lines += _component(name, component)
-    lines += _quality(manifest.quality, precise=all(part.precision == "fp32" for part in parts))
+    lines += quality_lines(manifest)
     lines += [f"preset {name}: {json.dumps(values)}" for name, values in manifest.presets.items()]
     lines.append("exported by " + ", ".join(f"{name} {version}" for name, version in manifest.versions.items()))
     return "\n".join(lines)
@@ -39,8 +39,10 @@ def _component(name: str, component: Component) -> list[str]:
     return lines
 
 
-def _quality(quality: Quality, *, precise: bool) -> list[str]:
-    if precise:
+def quality_lines(manifest: Manifest) -> list[str]:
+    """What the bundle's precisions cost, in lines; none where all of it is fp32."""
+    quality = manifest.quality
+    if all(part.precision == "fp32" for part in manifest.components.values()):
         return []
     if not quality.measured:
         return ["quality next to fp32: not measured"]

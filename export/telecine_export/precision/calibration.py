@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -110,10 +111,8 @@ def _magnitudes(
         names = dict.fromkeys(name for each in chosen if each.scaled for name in each.product.activations)
         key = spec.component, spec.role
         found[key] = dict.fromkeys(names, 0.0)
-        sessions[key] = _probed(
-            reference, spec, lambda model, names=names: add_amax(model, list(names), calibration.percentile),
-            _largest(found[key], AMAX),
-        )  # fmt: skip
+        probe = partial(add_amax, activations=list(names), percentile=calibration.percentile)
+        sessions[key] = _probed(reference, spec, probe, _largest(found[key], AMAX))
     with Pipeline(TrialModels(reference, sessions=sessions)) as pipe:
         for prompt in calibration.prompts or trial.prompts:
             for height, width, frames in trial.sizes:
@@ -137,7 +136,7 @@ def sensitivity(
     session = _probed(
         reference,
         spec,
-        lambda model: add_errors(model, chosen, plan.precision, amax),
+        partial(add_errors, products=chosen, precision=plan.precision, amax=amax),
         _largest(errors, ERROR),
     )
     with Pipeline(TrialModels(reference, sessions={(spec.component, spec.role): session})) as pipe:

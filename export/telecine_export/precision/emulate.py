@@ -10,6 +10,8 @@ import onnx_ir as ir
 
 from telecine_export.precision.assign import MOVES
 
+# What gives integers or booleans of bfloat16.
+NOT_FLOATS = ("Shape", "Size", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual")
 BF16, FP32 = ir.DataType.BFLOAT16, ir.DataType.FLOAT
 
 
@@ -36,9 +38,8 @@ def _bf16_values(model: ir.Model) -> set[ir.Value]:
         if node.op_type == "Cast":
             if node.attributes["to"].as_int() == BF16:
                 found.update(node.outputs)
-        elif node.op_type not in ("Shape", "Size", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"):
-            if any(value in found for value in node.inputs if value is not None):
-                found.update(node.outputs)
+        elif node.op_type not in NOT_FLOATS and any(value in found for value in node.inputs):
+            found.update(node.outputs)
     return found
 
 

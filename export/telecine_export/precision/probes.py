@@ -81,9 +81,7 @@ def add_errors(model: ir.Model, products: Sequence[Product], precision: str, ama
     nodes = {node.name: node for node in model.graph}
     for product in products:
         node = nodes[product.node]
-        inputs = [
-            value if value is None else _rounded(writer, value, precision, amax) for value in node.inputs
-        ]
+        inputs = [value if value is None else _rounded(writer, value, precision, amax) for value in node.inputs]
         output = ir.Value(name=f"{product.node}.again")
         attributes = list(node.attributes.values())
         writer.graph.append(ir.Node("", node.op_type, inputs, attributes, outputs=[output], name=output.name))
@@ -101,8 +99,9 @@ def _power(writer: GraphWriter, value: ir.Value) -> ir.Value:
 def _rounded(writer: GraphWriter, value: ir.Value, precision: str, amax: Mapping[str, float]) -> ir.Value:
     if precision != "fp8":
         return _cast_round(writer, value, DTYPES[precision])
-    if value.name in amax:
-        scale = writer.constant(max(amax[value.name], 1e-6) / FP8_MAX)
+    largest_seen = amax.get(str(value.name))
+    if largest_seen is not None:
+        scale = writer.constant(max(largest_seen, 1e-6) / FP8_MAX)
         return _through_fp8(writer, value, scale)
     if value.is_initializer() and value.shape is not None and len(value.shape) == 2:
         axes = writer.constant([0], ir.DataType.INT64)
