@@ -123,6 +123,16 @@ def temporal_bundle(
     )
 
 
+@pytest.fixture(scope="session")
+def demo_bundles(shared: Callable[..., Path]) -> Path:
+    """The repository's demo checkpoint at every precision, of one trace: folders fp32, fp16, bf16, fp8. Read only."""
+
+    def make(folder: Path) -> None:
+        load_script("precision_table").export_all(folder)
+
+    return shared("demo-bundles", make)
+
+
 def edit_bundle(bundle: Path, copy: Path, *, host: dict[str, Any] | None = None, **fields: Any) -> Path:
     """`copy` of a bundle: the same files under a manifest with other values."""
     shutil.copytree(bundle, copy)

@@ -47,7 +47,7 @@ class Gate:
 
 
 class Judge:
-    """Compares candidate bundles with a reference of float32, by the same runs."""
+    """Compares candidate bundles with a reference of float32, by the same runs, rounded as a GPU rounds."""
 
     def __init__(self, reference: Bundle, trial: Trial) -> None:
         self.reference, self.trial = reference, trial
@@ -55,7 +55,8 @@ class Judge:
 
     def compare(self, candidate: Bundle, components: Collection[str]) -> Comparison:
         """Runs with these components from the candidate, the rest float32; of its clips, the one that lost most."""
-        made = self._clips(TrialModels(self.reference, candidate=candidate, candidates=components))
+        models = TrialModels(self.reference, candidate=candidate, candidates=components, as_gpu=True)
+        made = self._clips(models)
         every = [compare_clips(clip, expected) for clip, expected in zip(made, self._expected, strict=True)]
         return min(every, key=lambda each: -math.inf if math.isnan(each.psnr) else each.psnr)
 

@@ -1,4 +1,4 @@
-"""Networks for trial runs: a bundle's own pipeline with some components from another bundle, probed or recorded.
+"""Networks for trial runs: a bundle's own pipeline with some components from another bundle, or probed.
 
 Trial runs are the runtime's: calibration and the quality gate see what `generate` does, through the sessions that it
 uses.
@@ -19,27 +19,29 @@ from telecine.backends.onnxruntime import OnnxRuntimeOptions, OnnxRuntimeSession
 from telecine.bundle import Bundle
 from telecine.manifest import Graph
 from telecine.models import LoadedModels
-from telecine_export.precision.emulate import emulate_bf16
+from telecine_export.precision.emulate import emulate
+from telecine_export.precision.policy import DTYPES, half_of
 
 CPU = ("CPUExecutionProvider",)
 # (component, role, names and values of the extra outputs) of one call.
 Seen = Callable[[str, str, Mapping[str, Buffer]], None]
 
 
-def open_graph(bundle: Bundle, component: str, role: str = "main") -> Session:
-    """A graph of a bundle on ONNX Runtime's CPU provider; bf16, which it cannot run, is emulated.
+def open_graph(bundle: Bundle, component: str, role: str = "main", *, as_gpu: bool = False) -> Session:
+    """A graph of a bundle on ONNX Runtime's CPU provider; what it cannot run (bf16) is emulated.
+
+    `as_gpu` emulates every lower precision: each result is rounded as a GPU's kernels do.
 
     Raises:
         BackendError: ONNX Runtime refuses the graph.
     """
-    graph, part = bundle.graph(component, role), bundle.component(component)
+    graph, precision = bundle.graph(component, role), bundle.component(component).precision
     path = bundle.path(graph.file)
-    if part.precision != "bf16":
-        options = OnnxRuntimeOptions()
-        return OnnxRuntimeSession.load(graph, path, device="cpu", options=options, precision=part.precision)
-    model = ir.load(path)
-    emulate_bf16(model)
-    return MadeSession(graph, model, str(path.parent))
+    if precision == "bf16" or (as_gpu and precision != "fp32"):
+        model = ir.load(path)
+        emulate(model, DTYPES[half_of(precision)])
+        return MadeSession(graph, model, str(path.parent))
+    return OnnxRuntimeSession.load(graph, path, device="cpu", options=OnnxRuntimeOptions(), precision=precision)
 
 
 class MadeSession(Session):
@@ -100,10 +102,12 @@ class TrialModels(LoadedModels):
         *,
         candidate: Bundle | None = None,
         candidates: Collection[str] = (),
+        as_gpu: bool = False,
         sessions: Mapping[tuple[str, str], Session] | None = None,
     ) -> None:
         super().__init__(reference, device="cpu", options=OnnxRuntimeOptions())
         self._candidate, self._candidates, self._given = candidate, candidates, sessions or {}
+        self._as_gpu = as_gpu
 
     def _load(self, component: str, role: str) -> Session:
         if (component, role) in self._given:
@@ -111,4 +115,4 @@ class TrialModels(LoadedModels):
         bundle = self.bundle
         if component in self._candidates and self._candidate is not None:
             bundle = self._candidate
-        return open_graph(bundle, component, role)
+        return open_graph(bundle, component, role, as_gpu=self._as_gpu)

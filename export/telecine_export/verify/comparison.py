@@ -149,7 +149,7 @@ def compare(stage: str, pair: Pair, precision: str = "fp32") -> CaseReport:
     if floor is None:
         reason = _excess(largest, mean, limit, None if tolerance.mean is None else tolerance.mean * scale)
     else:
-        reason = None if psnr >= floor else f"PSNR {psnr:.1f} dB is below {floor:g}"
+        reason = None if largest == 0 or psnr >= floor else f"PSNR {psnr:.1f} dB is below {floor:g}"
     return CaseReport(
         case=pair.case,
         passed=reason is None,
