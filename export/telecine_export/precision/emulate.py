@@ -1,7 +1,7 @@
 """A half-precision graph as a GPU rounds it, for ONNX Runtime's CPU provider: float32 arithmetic, each result rounded.
 
-The provider has no bfloat16 kernels and few of float16: it casts around the others and drops casts between them, so that
-what overflows on a GPU does not there. A GPU's kernels sum in float32 and round what they write, which is what the
+The provider has no bfloat16 kernels and few of float16: it casts around the others and drops casts between them, so
+that what overflows on a GPU does not there. A GPU's kernels sum in float32 and round what they write, which is what the
 emulated graph does: each operator computes in float32 and is followed by a cast to half precision and back. A matrix
 product and the bias added to it are one kernel, which rounds once, as torch's do.
 """
@@ -34,7 +34,7 @@ def emulate(model: ir.Model, half: ir.DataType) -> None:
 
 
 def _halves(model: ir.Model, half: ir.DataType) -> set[ir.Value]:
-    """The values that are in half precision. A stored model has no inner types: they follow from parameters and casts."""
+    """The values in half precision. A stored model has no inner types: they follow from parameters and casts."""
     found = {value for value in model.graph.initializers.values() if value.dtype == half}
     for node in model.graph:
         if node.op_type == "Cast":

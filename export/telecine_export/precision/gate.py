@@ -88,18 +88,21 @@ def pass_gate(
     alone = {name: judge.compare(bundle, [name]) for name in lowered}
     size, promoted = _size(bundle), list[str]()
     while not passes(found, floor):
-        worst = min(alone, key=lambda name: -math.inf if alone[name].broken else alone[name].psnr)
-        errors = _errors(judge, worst, specs, traces, plans[worst])
+        ranked = sorted(alone, key=lambda name: -math.inf if alone[name].broken else alone[name].psnr)
+        # A component whose modules are all promoted has no more to give.
+        named = ((name, _errors(judge, name, specs, traces, plans[name])) for name in ranked)
+        worst, errors = next((each for each in named if each[1]), (ranked[0], {}))
         if not gate.auto_promote or not errors:
             raise _below(found, floor, worst, errors, promoted)
         # As many again as were promoted: a few rounds reach every module.
         names = list(errors)[: max(1, len(promoted))]
-        logger.warning("PSNR %.1f dB is below %.1f: promoting %s of %s", found.psnr, floor, ", ".join(names), worst)
-        promoted += names
+        logger.warning("PSNR %.1f dB is below %g: promoting %s of %s", found.psnr, floor, ", ".join(names), worst)
+        promoted += [f"{worst}/{name}" for name in names]
         plans = {**plans, worst: dataclasses.replace(plans[worst], kept=plans[worst].kept | set(names))}
         bundle = write(plans)
         found = judge.compare(bundle, lowered)
         alone[worst] = judge.compare(bundle, [worst])
+    kept = {f"{name}/{module}" for name, plan in plans.items() for module in plan.kept}
     return Quality(
         measured=True,
         floor=floor,
@@ -107,7 +110,7 @@ def pass_gate(
         ssim=found.ssim,
         temporal_psnr=_finite(found.temporal_psnr),
         components={name: _finite(each.psnr) for name, each in alone.items()},
-        kept=tuple(sorted(name for plan in plans.values() for name in plan.kept - set(promoted))),
+        kept=tuple(sorted(kept - set(promoted))),
         promoted=tuple(promoted),
         promoted_bytes=_size(bundle) - size,
         promoted_psnr=_finite(first.psnr) if promoted else None,

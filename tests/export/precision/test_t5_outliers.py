@@ -22,10 +22,10 @@ from telecine_export.source import Source
 
 IDS = np.random.default_rng(0).integers(0, 60, (2, 9))
 CONFIG = {
-    "d_model": 64, "d_ff": 128, "d_kv": 16, "num_heads": 4, "num_layers": 3, "vocab_size": 60,
+    "d_model": 64, "d_ff": 128, "d_kv": 16, "num_heads": 4, "num_layers": 2, "vocab_size": 60,
     "feed_forward_proj": "gated-gelu", "is_encoder_decoder": False, "use_cache": False,
 }  # fmt: skip
-OUTLIERS = 4e4  # what the feed-forward layers' outputs are scaled by
+OUTLIERS = 1.5e5  # what the feed-forward layers' outputs are scaled by
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def outliers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Source, torch.Te
             block.layer[1].DenseReluDense.wo.weight *= OUTLIERS
             block.register_forward_hook(lambda module, inputs, output: largest.append(float(output[0].abs().max())))
         expected = model(torch.from_numpy(IDS)).last_hidden_state
-    assert max(largest) > 2 * np.finfo(np.float16).max
+    assert max(largest) > 3e5
     root = tmp_path_factory.mktemp("outliers")
     model.save_pretrained(root / "text_encoder")
     return Source(root=root, pipeline_class="LTXPipeline"), expected
@@ -47,18 +47,22 @@ def outliers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Source, torch.Te
 
 @pytest.fixture(scope="module")
 def error(outliers: tuple[Source, torch.Tensor], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., float]:
-    """`error(precision, policy)`: the graph's relative error (NaN where it is not finite), rounded as a GPU rounds."""
+    """`error(precision, policy)`: the graph's relative error (NaN where it is not finite), rounded as a GPU rounds.
+
+    With `as_gpu` False, as ONNX Runtime's CPU provider runs it: most operators in float32, between casts.
+    """
     source, expected = outliers
     traces = Traces(23)
 
-    def measure(precision: str, policy: Policy) -> float:
+    def measure(precision: str, policy: Policy, *, as_gpu: bool = True) -> float:
         spec = ltx_video.text_encoder(source.config("text_encoder"))
         folder = tmp_path_factory.mktemp(precision)
         part: Component = export_component(
             source, folder, [spec], precision=precision, opset=23, progress=Progress(), policy=policy, traces=traces
         )
         model = ir.load(folder / part.graphs["main"].file.path)
-        emulate(model, DTYPES[precision])
+        if as_gpu:
+            emulate(model, DTYPES[precision])
         with MadeSession(part.graphs["main"], model, str(folder / "text_encoder")) as session:
             made = session.run({"input_ids": IDS})["prompt_embeds"]
         return float(np.linalg.norm(made - expected.numpy()) / np.linalg.norm(expected.numpy()))
@@ -67,7 +71,8 @@ def error(outliers: tuple[Source, torch.Tensor], tmp_path_factory: pytest.TempPa
 
 
 def test_fp16_survives_outliers_with_the_policy_alone(error: Callable[..., float]) -> None:
-    assert error("fp16", POLICIES["text_encoder"]) < 1e-3
+    assert error("fp16", POLICIES["text_encoder"], as_gpu=False) < 1e-3
+    assert error("fp16", POLICIES["text_encoder"]) < 2**-9  # fp16's last bit, twice
     plain = error("fp16", Policy())
     assert not plain < 0.5  # or NaN
 
