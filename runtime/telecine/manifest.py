@@ -65,9 +65,9 @@ class Quality:
 
     `measured` False: there was nothing to measure (fp32) or it was not asked for. PSNR in dB, None where the clips are
     equal; `temporal_psnr` is that of the differences between neighbouring frames. `components` has the PSNR of runs
-    with one component alone at its precision. `kept` are modules (`COMPONENT/MODULE`) that calibration found too sensitive for fp8;
-    `promoted` those that were kept in higher precision to reach `floor`, for `promoted_bytes` more weights, where
-    without them the PSNR was `promoted_psnr`.
+    with one component alone at its precision. `kept` are modules (`COMPONENT/MODULE`) that calibration found too
+    sensitive for fp8; `promoted` those that were kept in higher precision to reach `floor`, for `promoted_bytes` more
+    weights, where without them the PSNR was `promoted_psnr`.
     """
 
     measured: bool = False

@@ -223,7 +223,7 @@ class TestWholeOrAbsent:
         assert without_tracing == []
         assert leftovers(tmp_path) == ["source"]
 
-    @pytest.mark.parametrize("option", [{"precision": "fp16"}, {"precision": "int3"}, {"opset": 17}])
+    @pytest.mark.parametrize("option", [{"precision": "int3"}, {"components": {"unet": "fp16"}}, {"opset": 17}])
     def test_options_that_cannot_act_are_refused(
         self, option: dict, tiny_source: Path, tmp_path: Path, without_tracing: list[str]
     ) -> None:
@@ -300,7 +300,21 @@ class TestCommandLine:
         assert component.opset == 20
 
     @pytest.mark.parametrize(
-        ("options", "code"), [(["--precision", "fp16"], 1), (["--opset", "17"], 1), (["--opset", "new"], 2)]
+        ("options", "code"),
+        [
+            (["--precision", "int3"], 1),
+            (["--component", "vae_decoder=fp8"], 1),
+            (["--component", "vae_decoder"], 2),
+            (["--precision", "fp16", "--no-gate", "--floor", "30"], 2),
+            (["--precision", "fp16", "--no-gate", "--auto-promote"], 2),
+            (["--precision", "fp16", "--floor", "-1"], 1),
+            (["--precision", "fp16", "--calibration-percentile", "99.9"], 1),
+            (["--precision", "fp8", "--calibration-percentile", "3"], 1),
+            (["--precision", "fp8", "--calibration-prompts", "none.txt"], 1),
+            (["--reference", "none"], 1),
+            (["--opset", "17"], 1),
+            (["--opset", "new"], 2),
+        ],
     )
     def test_exit_codes(self, options: list[str], code: int, tiny_source: Path, tmp_path: Path) -> None:
         result = CliRunner().invoke(main, ["export", str(tiny_source), str(tmp_path / "bundle"), *options])
