@@ -68,7 +68,11 @@ TRANSFORMER = Policy(
             reason="AdaLN's scales, shifts and gates, and the residual stream that every block adds to",
         ),
         Rule(modules=r".*\.norm(\d|_q|_k)?", reason="norms: sums of squares over the width"),
-        Rule(modules=r"rope|.*\.attn1", reason="RoPE turns queries and keys in float32, as diffusers does"),
+        Rule(
+            modules=r"rope|.*\.attn1",
+            operators=("Add", "Mul", "Sub"),  # opset 20 spells attention out in MatMul and Softmax: kernels are half
+            reason="RoPE turns queries and keys in float32, as diffusers does",
+        ),
     ),
     quantised=(
         Quantised(

@@ -19,6 +19,7 @@ from telecine_export.export import DEFAULT_OPSET
 from telecine_export.ltx_video_precision import POLICIES
 from telecine_export.precision.policy import Policy
 from telecine_export.precision.typed import Traces, typed
+from telecine_export.source import open_source
 from telecine_export.trace import MODULE, TRANSPOSED
 
 HALVES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16, "fp8": TensorProto.FLOAT16}
@@ -166,3 +167,19 @@ def test_a_kept_module_stays_in_float32(text_encoder: tuple[Traces, Any]) -> Non
         model = typed(traces.get(spec), "fp16", POLICIES["text_encoder"], kept=kept)
         assert model.graph.initializers[f"{module}.weight"].dtype == expected
         assert model.graph.initializers[f"{module.replace('.q', '.k')}.weight"].dtype == ir.DataType.FLOAT16
+
+
+def test_attention_in_opset_20_multiplies_in_half(tiny_source: Path) -> None:
+    """There it is spelled out, by scaled queries and keys, softmax and two products."""
+    config = open_source(str(tiny_source)).config("transformer")
+    traced = Traces(20).get(ltx_video.transformer({**config, "num_layers": 1}))
+    spelled = [
+        node.name
+        for node in traced.graph
+        if node.op_type in ("MatMul", "Softmax") and node.metadata_props[MODULE].endswith(("attn1", "attn2"))
+    ]
+    assert len(spelled) == 2 * 3
+    model = ir.to_proto(typed(traced, "fp16", POLICIES["transformer"]))
+    types = dtypes(model)
+    found = {types[node.output[0]] for node in model.graph.node if node.name in spelled}
+    assert found == {TensorProto.FLOAT16}
