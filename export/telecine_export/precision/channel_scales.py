@@ -23,4 +23,4 @@ def channel_scales(weight: Tensor, dtype: torch.dtype) -> Tensor:
 
 def to_fp8(rows: Tensor, scales: Tensor) -> Tensor:
     """(rows, outputs) of a weight → E4M3 numbers of it, nearest even; the scale's own rounding may pass the limit."""
-    return (rows.float() / scales.float()).clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
+    return (rows / scales.float()).clamp_(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)

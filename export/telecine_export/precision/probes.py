@@ -8,9 +8,10 @@ from itertools import count
 import numpy as np
 import onnx_ir as ir
 
+from telecine_export.precision.channel_scales import FP8_MAX
 from telecine_export.precision.policy import DTYPES
 from telecine_export.precision.products import Product
-from telecine_export.precision.quantise import FP8, FP8_MAX
+from telecine_export.precision.quantise import FP8
 
 FP32 = ir.DataType.FLOAT
 AMAX, ERROR = "amax:", "error:"

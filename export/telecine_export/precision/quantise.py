@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
+from telecine_export.precision.channel_scales import FP8_MAX
 from telecine_export.precision.products import Fp8Product
 
 FP8 = ir.DataType.FLOAT8E4M3FN
-FP8_MAX = 448.0
 SCALE_SUFFIX = ".scale"
 ACTIVATION_SCALE_SUFFIX = ".activation_scale"
 # Metadata key of a scale initializer: the weight that it is of.

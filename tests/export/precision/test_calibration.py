@@ -13,9 +13,9 @@ from onnx import helper
 from telecine.errors import RequestError
 from telecine.manifest import FileEntry, Graph, TensorSpec
 from telecine_export.precision.calibration import Calibration
+from telecine_export.precision.channel_scales import FP8_MAX
 from telecine_export.precision.probes import AMAX, ERROR, add_amax, add_errors
 from telecine_export.precision.products import Product
-from telecine_export.precision.quantise import FP8_MAX
 from telecine_export.precision.trial_models import MadeSession
 
 RANDOM = np.random.default_rng(0)
