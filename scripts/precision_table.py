@@ -44,8 +44,6 @@ BATCH: dict[str, Any] = {
     ],
     "negative_prompt": [REQUEST["negative_prompt"]] * 4,
     "seed": [7, 8, 9, 10],
-    "num_frames": 9,
-    "num_inference_steps": 6,
 }
 COMPONENTS = ("text_encoder", "transformer", "vae_decoder")
 WHOLE = "whole run"

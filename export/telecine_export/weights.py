@@ -153,7 +153,8 @@ class WeightsWriter:
         """Write the tensor row-major in `dtype` (FP8 by its `scales`), a bounded piece at a time."""
         if tensor.ndim == 0:
             tensor = tensor[None]
-        rows = max(1, PIECE // max(1, tensor[0].numel()))
+        values = PIECE if scales is None else PIECE // 4  # FP8 is computed in float32
+        rows = max(1, values // max(1, tensor[0].numel()))
         for start in range(0, tensor.shape[0], rows):
             part = tensor[start : start + rows]
             piece = (part.to(dtype) if scales is None else to_fp8(part, scales)).contiguous()
