@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from telecine import manifest
 from telecine.errors import BundleError
-from telecine.manifest import FILE_NAME, FORMAT, Component, FileEntry, Graph, Manifest, TensorSpec
+from telecine.manifest import FILE_NAME, FORMAT, Component, FileEntry, Graph, Manifest, Quality, TensorSpec
 
 Content = dict[str, Any]
 
@@ -197,3 +197,9 @@ def test_shapes_hold_numbers_and_symbols(shape: Any) -> None:
     content["components"]["transformer"]["graphs"]["main"]["inputs"][0]["shape"] = shape
     with pytest.raises(BundleError, match="inputs: shape is"):
         parse(signed(content))
+
+
+def test_a_manifest_from_before_quality_was_measured_reads_as_not_measured() -> None:
+    fields = changed()
+    del fields["quality"]
+    assert Manifest.parse(signed(fields), where="here").quality == Quality()

@@ -53,12 +53,12 @@ TOLERANCES: Mapping[str, Tolerance] = {
 
 
 # PSNR in dB that stages of lower precision must reach, over the range of torch's values at fp32; frames over 1. Random
-# inputs are harder on a network than a run: outliers that training took out of the way. In brackets: what the tiny and
-# the demo model measure, the lowest of any case.
+# inputs are harder on a network than a run: outliers that training took out of the way. In brackets: the lowest that
+# any stage of the demo model measures.
 PSNR_FLOORS: Mapping[str, float] = {
-    "fp16": 50.0,  # FP16
-    "bf16": 30.0,  # BF16
-    "fp8": 20.0,  # FP8
+    "fp16": 50.0,  # [78]
+    "bf16": 30.0,  # [57]
+    "fp8": 20.0,  # [37]
 }
 # What the host computes, whatever the networks' precision.
 HOST_STAGES = ("tokenizer", "noise", "schedule", "rope")

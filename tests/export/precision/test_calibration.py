@@ -12,11 +12,13 @@ from onnx import helper
 
 from telecine.errors import RequestError
 from telecine.manifest import FileEntry, Graph, TensorSpec
-from telecine_export.precision.calibration import Calibration
+from telecine_export.precision import calibration
+from telecine_export.precision.calibration import SENSITIVE, Calibration, calibrate
 from telecine_export.precision.channel_scales import FP8_MAX
 from telecine_export.precision.probes import AMAX, ERROR, add_amax, add_errors
 from telecine_export.precision.products import Product
 from telecine_export.precision.trial_models import MadeSession
+from telecine_export.precision.typed import ComponentPlan
 
 RANDOM = np.random.default_rng(0)
 WEIGHT = RANDOM.standard_normal((8, 5)).astype(np.float32)
@@ -125,3 +127,15 @@ def test_a_file_without_prompts_is_refused(tmp_path: Path) -> None:
         Calibration.read(tmp_path / "empty.txt", 100.0)
     with pytest.raises(RequestError, match=r"none\.txt cannot be read"):
         Calibration.read(tmp_path / "none.txt", 100.0)
+
+
+def test_sensitive_modules_are_kept_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    errors = {"a": 0.03, "b": 0.02, "c": 0.03 * SENSITIVE * 0.9, "d": 0.03 * SENSITIVE * 1.1, "e": 0.01}
+    monkeypatch.setattr(calibration, "_magnitudes", lambda *_: {("transformer", "main"): {"x": 2.0}})
+    monkeypatch.setattr(calibration, "sensitivity", lambda *_: errors)
+    spec: Any = type("Spec", (), {"component": "transformer", "role": "main"})
+    plans = {"transformer": ComponentPlan(precision="fp8"), "vae_decoder": ComponentPlan(precision="fp16")}
+    ready = calibrate(None, [spec], None, plans, None, Calibration())  # type: ignore[arg-type]
+    assert ready["vae_decoder"] == plans["vae_decoder"]
+    assert ready["transformer"].amax == {"main": {"x": 2.0}}
+    assert ready["transformer"].kept == {"d"}  # the median is a's
