@@ -299,6 +299,20 @@ class TestCommandLine:
         assert report["size"] == component.weights.size
         assert component.opset == 20
 
+    def test_precision_by_component_without_the_gate(
+        self, text_encoder_alone: None, tiny_source: Path, tmp_path: Path
+    ) -> None:
+        options = ["--precision", "bf16", "--component", "text_encoder=fp16", "--no-gate", "--json"]
+        result = CliRunner().invoke(main, ["export", str(tiny_source), str(tmp_path / "bundle"), *options])
+        assert result.exit_code == 0, result.stderr
+        assert json.loads(result.stdout)["quality"]["measured"] is False
+        bundle = Bundle.open(tmp_path / "bundle")
+        assert bundle.component("text_encoder").precision == "fp16"
+        assert not bundle.manifest.quality.measured
+        inspected = CliRunner().invoke(main, ["inspect", str(tmp_path / "bundle")])
+        assert "quality next to fp32: not measured" in inspected.stdout
+        assert leftovers(tmp_path) == ["bundle"]  # and no reference beside it
+
     @pytest.mark.parametrize(
         ("options", "code"),
         [

@@ -18,22 +18,22 @@ MEMORY = Path("/proc/meminfo")
 
 @contextmanager
 def reference_bundle(
-    given: Path | None, source: Source, specs: Sequence[GraphSpec], beside: Path, export: Callable[[Path], Bundle]
+    given: Path | None, source: Source, specs: Sequence[GraphSpec], folder: Path, export: Callable[[Path], Bundle]
 ) -> Iterator[Bundle]:
-    """The bundle at `given`, or what `export` makes in a temporary folder on the disk of `beside`.
+    """The bundle at `given`, or what `export` makes in a temporary folder inside of `folder`, which is itself one.
 
     Raises:
         BundleError: the given bundle is of another model, or not fp32.
         RequestError: this machine has too little memory or disk for the model at fp32.
     """
-    _check_room(_size(source, specs), beside, disk=given is None)
+    _check_room(_size(source, specs), folder, disk=given is None)
     if given is not None:
         bundle = Bundle.open(given)
         _check_same(bundle, source, specs)
         yield bundle
         return
-    with tempfile.TemporaryDirectory(prefix=".telecine-reference-", dir=beside.parent) as folder:
-        yield export(Path(folder) / "fp32")
+    with tempfile.TemporaryDirectory(prefix="reference-", dir=folder) as temporary:
+        yield export(Path(temporary) / "fp32")
 
 
 def _size(source: Source, specs: Sequence[GraphSpec]) -> int:
@@ -49,12 +49,12 @@ def _size(source: Source, specs: Sequence[GraphSpec]) -> int:
     return size
 
 
-def _check_room(size: int, beside: Path, *, disk: bool) -> None:
+def _check_room(size: int, folder: Path, *, disk: bool) -> None:
     fix = "Use a larger machine, or --no-gate (fp8 is calibrated at fp32 all the same)."
-    free = shutil.disk_usage(beside).free
+    free = shutil.disk_usage(folder).free
     if disk and size > free:
         raise RequestError(
-            f"the disk of {beside.parent} has {free / 1e9:.1f} GB left",
+            f"the disk of {folder.parent} has {free / 1e9:.1f} GB left",
             expected=f"{size / 1e9:.1f} GB for a temporary copy of the model at fp32",
             fix=fix,
         )

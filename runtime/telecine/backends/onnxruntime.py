@@ -22,7 +22,7 @@ OUT_OF_MEMORY = (
     "not enough memory",
     "alloc_failed",  # CUBLAS_STATUS_ALLOC_FAILED, CUDNN_STATUS_ALLOC_FAILED
 )
-# What a provider has no kernels for, by precision (tried with ONNX Runtime 1.23 to 1.31: of bfloat16, the CPU's has
+# What a provider has no kernels for, by precision (tried with ONNX Runtime 1.31: of bfloat16, the CPU's has
 # only what moves values). Its fp16 kernels are few, but it casts around the others.
 MISSING_KERNELS: Mapping[str, tuple[str, ...]] = {CPU: ("bf16",)}
 # Beyond any machine: ONNX Runtime starts whatever number it is told.

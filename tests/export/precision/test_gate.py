@@ -183,3 +183,28 @@ def test_a_machine_too_small_for_float32_is_told_before_tracing(
     with pytest.raises(RequestError, match=r"0\.0 GB of memory available; expected .*--no-gate"):
         export_bundle(open_source(str(CHECKPOINT)), tmp_path / "bundle", precision="fp16")
     assert [path.name for path in tmp_path.iterdir()] == ["meminfo"]
+
+
+def test_a_temporary_reference_is_gone_afterwards(demo_bundles: Path, tmp_path: Path) -> None:
+    source = open_source(str(CHECKPOINT))
+    made: list[Path] = []
+
+    def export(path: Path) -> Bundle:
+        made.append(path)
+        path.mkdir()
+        return Bundle.open(demo_bundles / "fp32")
+
+    with reference.reference_bundle(None, source, [], tmp_path, export):
+        assert made[0].is_dir()
+        assert tmp_path in made[0].parents
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_lower_precision_exports_by_itself(tmp_path: Path) -> None:
+    bundle = export_bundle(open_source(str(CHECKPOINT)), tmp_path / "bundle", precision="fp16")
+    assert bundle.manifest.quality.measured
+    assert sorted(path.name for path in (tmp_path / "bundle").iterdir()) == sorted(
+        [*bundle.manifest.components, "telecine.json", "tokenizer"]
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
