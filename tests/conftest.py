@@ -145,9 +145,19 @@ def demo_source() -> Path:
 
 
 @pytest.fixture(scope="session")
-def demo_bundle(shared: Callable[..., Path], demo_source: Path) -> Path:
-    """`demo_source`, exported. Read only."""
-    return shared("demo-bundle", lambda path: _export(demo_source, path))
+def demo_bundles(shared: Callable[..., Path]) -> Path:
+    """The repository's demo checkpoint at every precision, of one trace: folders fp32, fp16, bf16, fp8. Read only."""
+
+    def make(folder: Path) -> None:
+        load_script("precision_table").export_all(folder)
+
+    return shared("demo-bundles", make)
+
+
+@pytest.fixture(scope="session")
+def demo_bundle(demo_bundles: Path) -> Path:
+    """`demo_source`, exported at fp32. Read only."""
+    return demo_bundles / "fp32"
 
 
 @pytest.fixture(scope="session")

@@ -8,12 +8,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-PRECISIONS: Mapping[str, torch.dtype] = {
-    "fp32": torch.float32,
-    "fp16": torch.float16,
-    "bf16": torch.bfloat16,
-}
-
 AxisNames = Mapping[int, str]
 
 

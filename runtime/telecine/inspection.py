@@ -7,7 +7,7 @@ import json
 from telecine.bundle import Bundle
 from telecine.engine import Sidecar
 from telecine.engines_folder import list_engines
-from telecine.manifest import Component, TensorSpec
+from telecine.manifest import Component, Manifest, TensorSpec
 
 
 def as_text(bundle: Bundle, *, weights_checked: bool) -> str:
@@ -25,6 +25,7 @@ def as_text(bundle: Bundle, *, weights_checked: bool) -> str:
         lines += _component(name, component)
     for engine in list_engines(bundle.root / "engines"):
         lines += _engine(engine.sidecar)
+    lines += quality_lines(manifest)
     lines += [f"preset {name}: {json.dumps(values)}" for name, values in manifest.presets.items()]
     lines.append("exported by " + ", ".join(f"{name} {version}" for name, version in manifest.versions.items()))
     return "\n".join(lines)
@@ -52,6 +53,32 @@ def _engine(sidecar: Sidecar) -> list[str]:
         shapes = (f"{name} {list(each.min)}..{list(each.max)}" for name, each in profile.items())
         lines.append(f"  profile {number}: {', '.join(shapes)}")
     return lines
+
+
+def quality_lines(manifest: Manifest) -> list[str]:
+    """What the bundle's precisions cost, in lines; none where all of it is fp32."""
+    quality = manifest.quality
+    if all(part.precision == "fp32" for part in manifest.components.values()):
+        return []
+    if not quality.measured:
+        return ["quality next to fp32: not measured"]
+    lines = [
+        f"quality next to fp32: PSNR {_decibels(quality.psnr)} (floor {quality.floor:g} dB), SSIM {quality.ssim:.4f}, "
+        f"frame differences {_decibels(quality.temporal_psnr)}"
+    ]
+    lines += [f"  {name} alone: {_decibels(value)}" for name, value in quality.components.items()]
+    if quality.kept:
+        lines.append(f"  too sensitive for fp8: {', '.join(quality.kept)}")
+    if quality.promoted:
+        lines.append(
+            f"  kept in higher precision ({show_bytes(quality.promoted_bytes)} more, PSNR without: "
+            f"{_decibels(quality.promoted_psnr)}): {', '.join(quality.promoted)}"
+        )
+    return lines
+
+
+def _decibels(value: float | None) -> str:
+    return "equal" if value is None else f"{value:.1f} dB"
 
 
 def _tensor(spec: TensorSpec) -> str:

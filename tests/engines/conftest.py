@@ -26,14 +26,13 @@ def precision_bundle(
         return Bundle.open(shared(f"upscaler-bundle-{precision}", lambda path: export(path, precision)))
 
     def export(path: Path, precision: str) -> None:
-        from telecine_export import export as exporting
+        from telecine_export.export import export_bundle
         from telecine_export.source import open_source
         from telecine_export.upscaler import with_upscaler
 
         source: Any = with_upscaler(open_source(str(tiny_source)), str(tiny_upscaler))
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(exporting, "BUNDLE_PRECISIONS", ("fp16", "bf16"))
-            exporting.export_bundle(source, path, precision=precision)
+        reference = upscaler_bundle if precision == "fp8" else None
+        export_bundle(source, path, precision=precision, gate=None, reference=reference)
 
     return get
 

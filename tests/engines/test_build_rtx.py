@@ -21,7 +21,7 @@ from telecine_engines.planner import GraphPlan
 pytest.importorskip("tensorrt_rtx")
 
 TARGET = "rtx-sm89+sm120"
-PRECISIONS = ("fp32", "fp16", "bf16")
+PRECISIONS = ("fp32", "fp16", "bf16", "fp8")
 # TensorRT's name of each precision's tensors, then those that parts of such a network stay in.
 COMPUTED_IN = {
     "fp32": ("FLOAT",),

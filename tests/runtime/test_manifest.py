@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from telecine import manifest
 from telecine.errors import BundleError
-from telecine.manifest import FILE_NAME, FORMAT, Component, FileEntry, Graph, Manifest, TensorSpec
+from telecine.manifest import FILE_NAME, FORMAT, Component, FileEntry, Graph, Manifest, Quality, TensorSpec
 
 Content = dict[str, Any]
 
@@ -208,3 +208,9 @@ def test_a_manifest_from_before_bundles_were_packed_is_read() -> None:
     content["components"]["transformer"]["packed"] = 1
     with pytest.raises(BundleError, match="packed is 1"):
         parse(signed(content))
+
+
+def test_a_manifest_from_before_quality_was_measured_reads_as_not_measured() -> None:
+    fields = changed()
+    del fields["quality"]
+    assert Manifest.parse(signed(fields), where="here").quality == Quality()

@@ -51,6 +51,13 @@ TRANSFORMER_INPUTS = ("hidden_states", "encoder_hidden_states", "encoder_attenti
 DECODER_INPUTS = ("latents", "timestep")
 # In the order in which a divergence spreads.
 RUN_STAGES = ("prompt_embeds", "noise", "schedule", "rope", "latents", "decode_input", "frames")
+_DENOISED = ("text_encoder", "transformer", "vae_encoder")  # conditions are encoded
+RUN_PARTS = {
+    "prompt_embeds": ("text_encoder",),
+    "latents": _DENOISED,
+    "decode_input": _DENOISED,
+    "frames": (*_DENOISED, "vae_decoder"),
+}
 
 
 def bundle_run(models: BundleModels, source: Source, record: Record) -> None:

@@ -86,8 +86,13 @@ class OnnxRuntimeBackend:
     def load(self, component: str, role: str) -> Session:
         self._bundle.require_weights(component)
         graph = self._bundle.graph(component, role)
-        path = self._bundle.path(graph.file)
-        return OnnxRuntimeSession.load(graph, path, device=self._device, options=self._options)
+        return OnnxRuntimeSession.load(
+            graph,
+            self._bundle.path(graph.file),
+            device=self._device,
+            options=self._options,
+            precision=self._bundle.component(component).precision,
+        )
 
 
 class AutoBackend:

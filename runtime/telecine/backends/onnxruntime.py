@@ -29,6 +29,9 @@ OUT_OF_MEMORY = (
 )
 # TensorProto's numbers of the types that NumPy lacks, by how their bits are held.
 ONNX_TYPES = {STORAGE["bfloat16"]: 16, STORAGE["float8e4m3fn"]: 17}
+# What a provider has no kernels for, by precision (tried with ONNX Runtime 1.31: of bfloat16, the CPU's has
+# only what moves values). Its fp16 kernels are few, but it casts around the others.
+MISSING_KERNELS: Mapping[str, tuple[str, ...]] = {CPU: ("bf16",)}
 # Beyond any machine: ONNX Runtime starts whatever number it is told.
 MAX_THREADS = 1024
 
@@ -93,7 +96,7 @@ class _Network:
                 settings.add_external_initializers(list(weights), values)
             # Its fallback prints to stdout and retries on the CPU without saying so to the caller.
             session = ort.InferenceSession(str(self.path), settings, providers=self._providers, enable_fallback=0)
-        first = self._providers[0] if isinstance(self._providers[0], str) else self._providers[0][0]
+        first = _name(self._providers[0])
         if session.get_providers()[0] != first:
             # A provider whose library does not load is left out without an error.
             raise BackendError(
@@ -119,13 +122,17 @@ class OnnxRuntimeSession(Session):
         self._checked = False  # whether what is bound fits together
 
     @classmethod
-    def load(cls, graph: Graph, path: Path, *, device: str, options: OnnxRuntimeOptions) -> OnnxRuntimeSession:
-        """
+    def load(
+        cls, graph: Graph, path: Path, *, device: str, options: OnnxRuntimeOptions, precision: str = "fp32"
+    ) -> OnnxRuntimeSession:
+        """`precision` is that of the graph's component.
+
         Raises:
-            BackendError: ONNX Runtime is missing, refuses the graph, or lacks the device.
+            BackendError: ONNX Runtime is missing, refuses the graph, lacks the device, or kernels for the precision.
         """
         providers = _providers(_onnxruntime(), device, options)
-        return cls(graph, _Network(path, partial(_settings, options), providers))
+        _check_precision(path, precision, _name(providers[0]))
+        return cls(graph, _Network(path, partial(_settings, options, precision), providers))
 
     def bind(self, name: str, buffer: Buffer) -> None:
         self.check_open()
@@ -197,7 +204,7 @@ def _ort_value(ort: Any, array: Buffer) -> Any:
     return ort.OrtValue.ortvalue_from_numpy(array)
 
 
-def _settings(options: OnnxRuntimeOptions) -> Any:
+def _settings(options: OnnxRuntimeOptions, precision: str) -> Any:
     """ONNX Runtime's SessionOptions; one for each session, as they hold its weights."""
     settings = _onnxruntime().SessionOptions()
     if options.threads is not None:
@@ -205,6 +212,9 @@ def _settings(options: OnnxRuntimeOptions) -> Any:
     settings.enable_cpu_mem_arena = options.memory_arena
     settings.enable_mem_pattern = options.memory_pattern
     settings.log_severity_level = 4  # fatal: its errors come as exceptions too, and need not be said twice
+    if precision == "fp8":
+        # Its rewriting of QuantizeLinear and DequantizeLinear knows 8-bit integers, and fails on float8.
+        settings.add_session_config_entry("session.disable_quant_qdq", "1")
     return settings
 
 
@@ -243,6 +253,20 @@ def _providers(ort: Any, device: str, options: OnnxRuntimeOptions) -> list[Any]:
             fix="Install the onnxruntime package that has it, or name another.",
         )
     return wanted
+
+
+def _name(provider: Any) -> str:
+    name: str = provider if isinstance(provider, str) else provider[0]
+    return name
+
+
+def _check_precision(path: Path, precision: str, provider: str) -> None:
+    if precision in MISSING_KERNELS.get(provider, ()):
+        raise BackendError(
+            f"{path.parent.name} is {precision}, on {provider}",
+            expected=f"fp32, fp16 or fp8: ONNX Runtime has no {precision} kernels there",
+            fix="Export the bundle at fp16 or fp32 (--precision, --component), or run this one on a GPU.",
+        )
 
 
 @contextmanager
