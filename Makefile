@@ -9,7 +9,7 @@ MODEL    ?=
 PROMPT   ?= a red ball rolls slowly to the left over a green floor
 GENERATE ?=
 # make build-engines MODEL=... PRECISION=fp16 TARGET="rtx-sm89 rtx-sm120" WORKLOADS="768x512x121 512x512x9..1024x704x161"
-PRECISION ?= fp32
+PRECISION ?= fp16
 TARGET    ?=
 WORKLOADS ?=
 BUILD     ?=
