@@ -19,7 +19,8 @@ def count_fused_attention(library: Library, target: Target, plan: Any) -> int | 
     """Layers of fused attention in a serialised plan; None where it cannot be opened: no GPU here, or another one."""
     if not has_gpu() or gpu_capability() not in target.capabilities:
         return None
-    engine = library.module.Runtime(library.log).deserialize_cuda_engine(plan)
+    runtime = library.module.Runtime(library.log)  # it must live as long as the engine
+    engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         return None
     text = engine.create_engine_inspector().get_engine_information(library.module.LayerInformationFormat.JSON)
