@@ -11,6 +11,7 @@ import pytest
 
 import telecine
 from telecine.bundle import Bundle
+from telecine.errors import EngineError
 from telecine_engines.build import BuildRequest, build_engines
 from telecine_engines.options import BuildOptions
 
@@ -34,7 +35,7 @@ def test_frames_are_onnx_runtimes(
     request = BuildRequest(
         bundle=Bundle.open(tiny_bundle),
         targets=("trt-sm89",),
-        workloads=("64x96x9",),
+        workloads=("96x64x9",),
         options=BuildOptions(**options),
         engines=tmp_path,
     )
@@ -43,3 +44,29 @@ def test_frames_are_onnx_runtimes(
         expected = pipe.generate(**REQUEST).frames
     with telecine.load(tiny_bundle, backend="tensorrt", engines=tmp_path) as pipe:
         np.testing.assert_array_equal(pipe.generate(**REQUEST).frames, expected)
+
+
+def test_videos_larger_than_the_vae_engines_are_tiled(
+    tiny_bundle: Path, tmp_path: Path, tensorrt: Callable[..., Any]
+) -> None:
+    """In the tiles that fit both its engines; those of ONNX Runtime are the same when they are asked for."""
+    tensorrt()
+    bundle = Bundle.open(tiny_bundle)
+    build_engines(
+        BuildRequest(
+            bundle=bundle, targets=("trt-sm89",), workloads=("320x32x9",), vae_tile="256x256x9", engines=tmp_path
+        )
+    )
+    image = np.random.default_rng(0).integers(0, 256, (32, 320, 3), np.uint8)
+    request = REQUEST | {"width": 320, "height": 32, "image": image}
+    with telecine.load(tiny_bundle, backend="onnxruntime") as pipe:
+        expected = pipe.generate(**request, tiling="seamless", tile_size=256).frames
+        untiled = pipe.generate(**request).frames
+    assert (expected != untiled).any()
+    with telecine.load(tiny_bundle, backend="tensorrt", engines=tmp_path) as pipe:
+        np.testing.assert_array_equal(pipe.generate(**request).frames, expected)
+        for options in ({"tiling": "off"}, {"tiling": "diffusers"}, {"tile_size": 288}):
+            with pytest.raises(EngineError, match="takes 256x32x9 at once, and the video is 320x32x9"):
+                pipe.generate(**request, **options)
+        latents = pipe.generate(**request | {"image": None}, tiling="off", output_type="latent").latents
+        assert latents.shape[-1] == 10

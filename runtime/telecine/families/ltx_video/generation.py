@@ -85,7 +85,7 @@ class Generation:
             seeds=seeds,
             generators=[Generator(seed) for seed in seeds],
             stochastic=[second_stream(seed) for seed in seeds],
-            decoding=DecodeSettings.of(request, host, latent),
+            decoding=DecodeSettings.of(models, request, host, latent),
         )
 
     def given_latents(self, shape: tuple[int, ...], layout: str) -> Array:
