@@ -68,5 +68,5 @@ def test_videos_larger_than_the_vae_engines_are_tiled(
         for options in ({"tiling": "off"}, {"tiling": "diffusers"}, {"tile_size": 288}):
             with pytest.raises(EngineError, match="takes 256x32x9 at once, and the video is 320x32x9"):
                 pipe.generate(**request, **options)
-        latents = pipe.generate(**request | {"image": None}, tiling="off", output_type="latent").latents
-        assert latents.shape[-1] == 10
+        # What decodes nothing asks for no decoder.
+        assert pipe.generate(**REQUEST | {"width": 320, "height": 32}, tiling="off", output_type="latent").latents.any()

@@ -218,6 +218,7 @@ def test_modes_with_tiles_of_their_own_keep_to_the_limit_or_refuse(mode: str) ->
 SCRIPT = """
 import json, sys
 import numpy as np
+from telecine.backends.choice import OnnxRuntimeBackend
 from telecine.backends.onnxruntime import OnnxRuntimeOptions
 from telecine.bundle import Bundle
 from telecine.families.ltx_video.decode import DecodeSettings, decode
@@ -229,7 +230,8 @@ from telecine.shapes import LatentShape
 from telecine.upscale_request import UpscaleRequest
 
 bundle, half, frames, limit = sys.argv[1], sys.argv[2], int(sys.argv[3]), json.loads(sys.argv[4])
-models = LoadedModels(Bundle.open(bundle), device="cpu", options=OnnxRuntimeOptions(threads=1))
+opened = Bundle.open(bundle)
+models = LoadedModels(opened, OnnxRuntimeBackend(opened, device="cpu", options=OnnxRuntimeOptions(threads=1)))
 host = Host.parse(models.host)
 
 def decoding(limit, latent):
@@ -238,7 +240,7 @@ def decoding(limit, latent):
         latents=latents, adain_factor=0.0, tone_map_compression_ratio=0.0, decode_timestep=0.05, output_type="uint8",
         memory_limit=limit,
     )
-    settings = DecodeSettings.of(request, host, latent)
+    settings = DecodeSettings.of(models, request, host, latent)
     def run():
         frames = decode(models, host, latents, settings, [Generator(0)], [Generator(1)])
         return sum(piece.shape[1] for piece in frames.pieces)
