@@ -29,7 +29,7 @@ from telecine_export import ltx_upsampler, ltx_video
 from telecine_export.checkpoints.checkpoint import Checkpoint
 from telecine_export.export import DEFAULT_OPSET, Progress, export_component
 from telecine_export.graphs import GraphSpec
-from telecine_export.ltx_video_releases import TRANSFORMER_2B, TRANSFORMER_13B, VAE_090, VAE_091, VAE_095
+from telecine_export.ltx_video_releases import T5_XXL, TRANSFORMER_2B, TRANSFORMER_13B, VAE_090, VAE_091, VAE_095
 from telecine_export.source import Source
 from telecine_export.verify.ltx_video_run import seeded_globally
 from telecine_export.verify.modules import MODULES

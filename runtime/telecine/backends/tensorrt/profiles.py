@@ -30,8 +30,8 @@ def choose_profile(profiles: Sequence[Profile], inputs: Mapping[str, TensorSpec]
 def largest_sizes(sidecar: Sidecar) -> dict[str, int]:
     """The largest size of each axis by symbol, in the profile that takes the most."""
     profile = max(sidecar.profiles, key=lambda each: sum(math.prod(limits.max) for limits in each.values()))
-    shapes = {spec.name: profile[spec.name].max if spec.name in profile else spec.shape for spec in sidecar.inputs}
-    return bind_axes(sidecar.inputs, shapes)
+    ranged = [spec for spec in sidecar.inputs if spec.name in profile]
+    return bind_axes(ranged, {spec.name: profile[spec.name].max for spec in ranged})
 
 
 def _outside(profile: Profile, shapes: Mapping[str, Shape]) -> list[tuple[str, int]]:
