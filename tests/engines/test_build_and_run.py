@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import telecine
+from telecine.backends.tensorrt.backend import TensorRtBackend
 from telecine.bundle import Bundle
 from telecine.errors import EngineError
 from telecine_engines.build import BuildRequest, build_engines
@@ -70,3 +71,19 @@ def test_videos_larger_than_the_vae_engines_are_tiled(
                 pipe.generate(**request, **options)
         # What decodes nothing asks for no decoder.
         assert pipe.generate(**REQUEST | {"width": 320, "height": 32}, tiling="off", output_type="latent").latents.any()
+
+
+def test_a_size_without_an_engine_is_refused_before_the_text_is_encoded(
+    tiny_bundle: Path, tmp_path: Path, tensorrt: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the workload to build; what is refused loads nothing."""
+    tensorrt()
+    bundle = Bundle.open(tiny_bundle)
+    build_engines(BuildRequest(bundle=bundle, targets=("trt-sm89",), workloads=("96x64x9",), engines=tmp_path))
+    with telecine.load(tiny_bundle, backend="tensorrt", engines=tmp_path) as pipe:
+        monkeypatch.setattr(TensorRtBackend, "load", lambda *_: pytest.fail("a network was loaded"))
+        for changes, workload in (({"width": 320}, "320x64x9@b1"), ({"num_videos_per_prompt": 9}, "96x64x9@b9")):
+            with pytest.raises(
+                EngineError, match=f"no engine was built; .*telecine build BUNDLE --workload {workload}"
+            ):
+                pipe.generate(**REQUEST | changes)
