@@ -15,10 +15,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from transformers import T5Config, T5EncoderModel
 
 from telecine.backends.onnxruntime import OnnxRuntimeOptions, OnnxRuntimeSession
 from telecine.families.ltx_video.decode import InjectedNoise
 from telecine.families.ltx_video.host import NoiseLevel
+from telecine.families.ltx_video.names import TIED_NAMES
 from telecine.manifest import Component, Graph
 from telecine.noise import second_stream
 from telecine.rope import grid_index, make_tables, video_positions
@@ -27,7 +29,7 @@ from telecine_export import ltx_upsampler, ltx_video
 from telecine_export.checkpoints.checkpoint import Checkpoint
 from telecine_export.export import DEFAULT_OPSET, Progress, export_component
 from telecine_export.graphs import GraphSpec
-from telecine_export.ltx_video_releases import TRANSFORMER_2B, TRANSFORMER_13B, VAE_090, VAE_091, VAE_095
+from telecine_export.ltx_video_releases import T5_XXL, TRANSFORMER_2B, TRANSFORMER_13B, VAE_090, VAE_091, VAE_095
 from telecine_export.source import Source
 from telecine_export.verify.ltx_video_run import seeded_globally
 from telecine_export.verify.modules import MODULES
@@ -57,10 +59,16 @@ class Network:
     latent: LatentShape
     precision: str = "fp32"
 
+    def module(self) -> Any:
+        """diffusers' or transformers' module, without weights."""
+        with torch.device("meta"):
+            if self.checkpoint == "text_encoder":
+                return T5EncoderModel(T5Config(**self.settings))
+            return MODULES[self.checkpoint].from_config(dict(self.settings))
+
     def config(self) -> dict[str, Any]:
         """Complete: with diffusers' defaults for what the settings leave out."""
-        with torch.device("meta"):
-            return dict(MODULES[self.checkpoint].from_config(dict(self.settings)).config)
+        return dict(self.settings if self.checkpoint == "text_encoder" else self.module().config)
 
 
 def _upsampler(config: Config) -> GraphSpec:
@@ -85,6 +93,10 @@ NETWORKS: Mapping[str, Network] = {
         for release, settings in {"0.9.0": VAE_090, "0.9.1": VAE_091, "0.9.5": VAE_095}.items()
         for name, graph in {"vae_encoder": ltx_video.vae_encoder, "vae_decoder": ltx_video.vae_decoder}.items()
     },
+    # As wide as T5-XXL, with 4 of its 24 layers: all are alike.
+    "text_encoder 4 layers": Network(
+        checkpoint="text_encoder", settings={**T5_XXL, "num_layers": 4}, graph=ltx_video.text_encoder, latent=CLIP
+    ),
     "transformer 2B": _transformer(TRANSFORMER_2B, "fp32"),
     "transformer 13B": _transformer(TRANSFORMER_13B, "fp16"),  # its fp32 weights alone are 52 GB
 }
@@ -95,9 +107,7 @@ class RandomCheckpoint(Checkpoint):
 
     def __init__(self, network: Network) -> None:
         self.origin = Path(f"a random {network.checkpoint}")
-        with torch.device("meta"):
-            model = MODULES[network.checkpoint].from_config(dict(network.settings))
-        self._shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        self._shapes = {name: tuple(tensor.shape) for name, tensor in network.module().state_dict().items()}
 
     def names(self) -> Collection[str]:
         return self._shapes
@@ -111,7 +121,8 @@ class RandomCheckpoint(Checkpoint):
     def load(self, name: str) -> Tensor:
         """Scales around 1 for normalisations, else uniform with a deviation that falls with the inputs summed over."""
         shape = self._shapes[name]
-        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+        one = min(name, TIED_NAMES.get(name, name))
+        generator = torch.Generator().manual_seed(zlib.crc32(one.encode()))
         low, high = 0.5, 1.5
         if len(shape) != 1 or not name.endswith("weight"):
             high = math.prod(shape[1:] or shape) ** -0.5
@@ -194,8 +205,7 @@ def _on_onnxruntime(graph: Graph, folder: Path, inputs: Feeds) -> tuple[Array, f
 
 def load(network: Network) -> nn.Module:
     """torch's module of the same weights, float32."""
-    with torch.device("meta"):
-        model: nn.Module = MODULES[network.checkpoint].from_config(dict(network.settings))
+    model: nn.Module = network.module()
     checkpoint = RandomCheckpoint(network)
     state = {name: checkpoint.load(name).float() for name in checkpoint.names()}
     model.load_state_dict(state, assign=True)
@@ -224,6 +234,8 @@ def feeds(network: Network) -> Feeds:
             "rope_index": rope.index,
             "stg_mode": np.zeros((config["num_layers"], 1), np.int32),
         }
+    if spec.component == "text_encoder":
+        return {"input_ids": random.integers(0, config["vocab_size"], (1, 16))}
     if spec.component == "vae_encoder":
         video = latent.video(Grid(spatial=32, temporal=8))
         return {"video": np.tanh(normal(1, 3, video.num_frames, video.height, video.width))}
@@ -240,6 +252,9 @@ def feeds(network: Network) -> Feeds:
 def _reference(network: Network, model: Any, inputs: Feeds) -> Tensor:
     """What diffusers' module makes of the inputs of a graph."""
     tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
+    if "input_ids" in tensors:
+        embeds: Tensor = model(tensors["input_ids"]).last_hidden_state
+        return embeds
     if "video" in tensors:
         moments: Tensor = model.encode(tensors["video"]).latent_dist.parameters
         return moments

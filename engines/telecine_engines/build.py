@@ -10,11 +10,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from telecine.backends.tensorrt.library import Library
 from telecine.bundle import Bundle
 from telecine.engine import Sidecar, sidecar_path
 from telecine.workload import KEYFRAMES, VAE_TILE, Workload
 from telecine_engines.builder import build_plan, estimate_activations
-from telecine_engines.library import Library, open_library
+from telecine_engines.library import open_library
 from telecine_engines.lock import build_lock
 from telecine_engines.options import BuildOptions
 from telecine_engines.planner import GraphPlan, plan_build

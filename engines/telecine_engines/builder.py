@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from telecine.atomic import atomic_file
+from telecine.backends.tensorrt.library import Library
 from telecine.bundle import PIECE, Bundle
-from telecine.engine import FORMAT, Sidecar, sidecar_path
+from telecine.engine import FORMAT, Sidecar, sidecar_path, this_platform
 from telecine.errors import EngineError
 from telecine.peak_memory import PeakMemory
 from telecine_engines import network as networks
 from telecine_engines.attention import count_fused_attention
 from telecine_engines.config import Report, add_profiles, make_config, save_timing_cache, watch
-from telecine_engines.library import Library, plan_platform
-from telecine_engines.logger import Log
 from telecine_engines.options import BuildOptions
 from telecine_engines.planner import GraphPlan, largest_shapes
 
@@ -29,9 +28,8 @@ def estimate_activations(library: Library, bundle: Bundle, plan: GraphPlan) -> i
     Raises:
         EngineError: TensorRT does not take the graph.
     """
-    log = Log(library)
-    builder = library.api.Builder(log.logger)
-    network = networks.parse(library, builder, log, *_graph(bundle, plan))
+    builder = library.module.Builder(library.log)
+    network = networks.parse(library, builder, *_graph(bundle, plan))
     return networks.activation_bytes(library, network, largest_shapes(plan.profiles))
 
 
@@ -67,7 +65,7 @@ def build_plan(
         target=plan.target.name,
         library=library.name,
         library_version=library.version,
-        platform=plan_platform(),
+        platform=this_platform(),
         compute_capabilities=plan.target.dotted,
         version_compatible=options.version_compatible,
         hardware_compatibility=options.hardware_compatibility_level,
@@ -106,10 +104,9 @@ class _Built:
 
 
 def _build(library: Library, bundle: Bundle, plan: GraphPlan, options: BuildOptions, report: Report) -> _Built:
-    log = Log(library)
-    builder = library.api.Builder(log.logger)
+    builder = library.module.Builder(library.log)
     path, graph = _graph(bundle, plan)
-    network = networks.parse(library, builder, log, path, graph)
+    network = networks.parse(library, builder, path, graph)
     networks.let_attention_decompose(library, network)
     config = make_config(library, builder, plan.target, options)
     add_profiles(builder, config, plan.profiles)
@@ -120,14 +117,14 @@ def _build(library: Library, bundle: Bundle, plan: GraphPlan, options: BuildOpti
         raise KeyboardInterrupt
     if serialized is None:
         raise EngineError(
-            f"{library.name} {library.version} does not build {path} for {plan.target.name}: {log.errors()}",
+            f"{library.name} {library.version} does not build {path} for {plan.target.name}: {library.errors()}",
             expected="a graph and options that it builds for that GPU",
             fix="Run with -v for all that TensorRT says; with less memory than 4 times the weights, free some.",
         )
     if options.timing_cache is not None:
         save_timing_cache(config, options.timing_cache)
     # A stripped plan does not open before its weights are in.
-    fused = None if options.strip_plan else count_fused_attention(library, log, plan.target, serialized)
+    fused = None if options.strip_plan else count_fused_attention(library, plan.target, serialized)
     return _Built(serialized, precisions, layers, fused)
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from telecine.atomic import atomic_file
+from telecine.backends.tensorrt.library import Library
 from telecine.errors import EngineError
-from telecine_engines.library import Library
 from telecine_engines.options import BuildOptions
 from telecine_engines.profiles import Profile
 from telecine_engines.targets import Target
@@ -21,7 +21,7 @@ Report = Callable[[str, int, int], None]
 
 def make_config(library: Library, builder: Any, target: Target, options: BuildOptions) -> Any:
     """An IBuilderConfig for a target, without profiles."""
-    api = library.api
+    api = library.module
     config = builder.create_builder_config()
     if library.is_rtx:
         _set_capabilities(api, config, target)
@@ -112,7 +112,7 @@ def save_timing_cache(config: Any, path: Path) -> None:
 
 def watch(library: Library, config: Any, report: Report) -> Any:
     """Attach a progress monitor; `.interrupted` says that Ctrl-C was pressed, which ends the build."""
-    base: Any = library.api.IProgressMonitor
+    base: Any = library.module.IProgressMonitor
 
     class Monitor(base):
         def __init__(self) -> None:

@@ -8,29 +8,28 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from telecine.backends.tensorrt.library import Library
 from telecine.errors import EngineError
 from telecine.manifest import Graph, TensorSpec
-from telecine_engines.library import Library
-from telecine_engines.logger import Log
 
 # NumPy's names of what graphs take and give, by TensorRT's.
 DTYPES = {"FLOAT": "float32", "HALF": "float16", "INT32": "int32", "INT64": "int64", "BOOL": "bool", "UINT8": "uint8"}
 
 
-def parse(library: Library, builder: Any, log: Log, path: Path, graph: Graph) -> Any:
+def parse(library: Library, builder: Any, path: Path, graph: Graph) -> Any:
     """The network of an ONNX file, whose weights stand beside it.
 
     Raises:
         EngineError: TensorRT does not take the graph, or sees other inputs and outputs than the manifest says.
     """
-    api = library.api
+    api = library.module
     # TensorRT 11 knows nothing else and ignores the flag; 10.x would choose precisions itself.
     network = builder.create_network(1 << int(api.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = api.OnnxParser(network, log.logger)
+    parser = api.OnnxParser(network, library.log)
     if not parser.parse_from_file(str(path)):
         problems = "; ".join(parser.get_error(index).desc() for index in range(parser.num_errors))
         raise EngineError(
-            f"{library.name} {library.version} does not parse {path}: {problems or log.errors()}",
+            f"{library.name} {library.version} does not parse {path}: {problems or library.errors()}",
             expected="a graph of operators that it knows",
             fix="Upgrade TensorRT; for one older than 10.14 export the bundle with --opset 20.",
         )
@@ -42,8 +41,8 @@ def parse(library: Library, builder: Any, log: Log, path: Path, graph: Graph) ->
 def let_attention_decompose(library: Library, network: Any) -> None:
     """Let TensorRT compute attention by several kernels where it has no fused one: in fp32, and for odd head sizes."""
     for layer in layers(network):
-        if layer.type == library.api.LayerType.ATTENTION_INPUT:
-            layer.__class__ = library.api.IAttentionInputLayer  # get_layer gives the base class
+        if layer.type == library.module.LayerType.ATTENTION_INPUT:
+            layer.__class__ = library.module.IAttentionInputLayer  # get_layer gives the base class
             layer.attention.decomposable = True
 
 
@@ -68,7 +67,7 @@ def activation_bytes(library: Library, network: Any, shapes: Mapping[str, tuple[
     """
     for index in range(network.num_inputs):
         network.get_input(index).shape = shapes[network.get_input(index).name]
-    constant = library.api.LayerType.CONSTANT
+    constant = library.module.LayerType.CONSTANT
     born: dict[str, tuple[int, int]] = {}
     dies: dict[str, int] = {}
     for step, layer in enumerate(layers(network)):

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from telecine.backends.tensorrt.library import Library
 from telecine.bundle import Bundle
-from telecine.engine import Sidecar, plan_path, sidecar_path
+from telecine.engine import Sidecar, plan_path, sidecar_path, this_platform
 from telecine.errors import BundleError, EngineError
 from telecine.families import FAMILIES
 from telecine.families.base import AxisRangesOf
 from telecine.manifest import Component
 from telecine.workload import Workload
 from telecine_engines.key import plan_key
-from telecine_engines.library import Library, plan_platform
 from telecine_engines.options import BuildOptions
 from telecine_engines.profiles import Profile, plan_profiles
 from telecine_engines.targets import Target
@@ -91,7 +91,7 @@ def _plan_graph(
         target=target.name,
         library=library.name,
         library_version=library.version,
-        platform=plan_platform(),
+        platform=this_platform(),
         profiles=profiles,
         options=options.recorded(),
     )

@@ -30,6 +30,7 @@ def install_tensorrt(
         patch.setattr(library, "_loaded", _Loaded())
         for other in library.EXTRAS:
             patch.setitem(sys.modules, other, None)
+    library._loaded.pop(name, None)
     module = make_tensorrt(cuda, name, version)
     patch.setitem(sys.modules, name, module)
     return module

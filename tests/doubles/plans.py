@@ -69,6 +69,9 @@ def write_plan(
             "inputs": [dataclasses.asdict(spec) for spec in changes.get("inputs", graph.inputs)],
             "outputs": [dataclasses.asdict(spec) for spec in changes.get("outputs", graph.outputs)],
             "graph_dtypes": {spec.name: spec.dtype for spec in graph.inputs},
+            "weights": {},
+            "attention": [],
+            "host_code": False,
             "profiles": [{name: dataclasses.asdict(limits) for name, limits in each.items()} for each in ranges],
         }
     ).encode()

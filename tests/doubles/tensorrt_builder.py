@@ -1,8 +1,8 @@
-"""The builder half of TensorRT 10 and 11 in Python: it records what it is asked, and refuses what TensorRT refuses.
+"""The builder half of the TensorRT double: it records what it is asked, and refuses what TensorRT refuses.
 
-`make_tensorrt("10.14.1")` is a module to put in the place of `tensorrt`. A "plan" is JSON of what it was built with.
-Class, method and parameter names are those of the bindings (`test_tensorrt_builder.py` compares them); each rule says
-where NVIDIA states it, in the Python API reference (docs.nvidia.com/deeplearning/tensorrt, "API") unless it says so.
+A plan is JSON of what it was built with, and of what the other half runs (`plans`). Class, method and parameter names
+are those of the bindings (test_double_names.py compares them); each rule says where NVIDIA states it, in the Python API
+reference (docs.nvidia.com/deeplearning/tensorrt, "API") unless it says so.
 """
 
 from __future__ import annotations
@@ -11,25 +11,18 @@ import enum
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import onnx
 
+from doubles.cuda_runtime import CudaDouble
+from doubles.tensorrt_types import ONNX_TYPES, DataType, ILogger, Severity
 
-class Severity(enum.IntEnum):
-    INTERNAL_ERROR = 0
-    ERROR = 1
-    WARNING = 2
-    INFO = 3
-    VERBOSE = 4
-
-
-class ILogger:
-    Severity = Severity
-
-    def log(self, severity: Severity, msg: str) -> None:
-        raise NotImplementedError
+# Compute capabilities that plans of HardwareCompatibilityLevel.AMPERE_PLUS run on.
+AMPERE_PLUS = ("8.0", "8.6", "8.7", "8.9", "9.0", "10.0", "12.0")
+ENDS = ("min", "opt", "max")
+# NumPy's names.
+DTYPES = {"FLOAT": "float32", "HALF": "float16", "INT32": "int32", "INT64": "int64", "BOOL": "bool"}
 
 
 class IProgressMonitor:
@@ -71,29 +64,6 @@ class LayerType(enum.Enum):
     CONSTANT = 0
     ATTENTION_INPUT = 1
     CAST = 2  # every other node
-
-
-class DataType(enum.Enum):
-    FLOAT = 0
-    HALF = 1
-    INT32 = 3
-    BOOL = 4
-    INT64 = 8
-    BF16 = 7
-
-    @property
-    def itemsize(self) -> int:
-        return {"FLOAT": 4, "HALF": 2, "BF16": 2, "INT32": 4, "INT64": 8, "BOOL": 1}[self.name]
-
-
-TYPES = {
-    onnx.TensorProto.FLOAT: DataType.FLOAT,
-    onnx.TensorProto.FLOAT16: DataType.HALF,
-    onnx.TensorProto.BFLOAT16: DataType.BF16,
-    onnx.TensorProto.INT32: DataType.INT32,
-    onnx.TensorProto.INT64: DataType.INT64,
-    onnx.TensorProto.BOOL: DataType.BOOL,
-}
 
 
 class ITensor:
@@ -141,6 +111,7 @@ class INetworkDefinition:
         self._inputs: list[ITensor] = []
         self._outputs: list[ITensor] = []
         self._layers: list[ILayer] = []
+        self._path: Path | None = None
 
     @property
     def num_inputs(self) -> int:
@@ -190,6 +161,7 @@ class OnnxParser:
             self._errors = 1
             return False
         network = self._network
+        network._path = Path(model).resolve()
         network._inputs = [_tensor(value) for value in graph.input]
         known = {value.name: _tensor(value) for value in (*graph.value_info, *graph.output)}
         known |= {tensor.name: tensor for tensor in network._inputs}
@@ -206,7 +178,9 @@ class OnnxParser:
 def _tensor(value: Any) -> ITensor:
     dims = value.type.tensor_type.shape.dim
     shape = tuple(dim.dim_value if dim.HasField("dim_value") else -1 for dim in dims)
-    return ITensor(value.name, shape, TYPES[value.type.tensor_type.elem_type], tuple(dim.dim_param for dim in dims))
+    return ITensor(
+        value.name, shape, ONNX_TYPES[value.type.tensor_type.elem_type], tuple(dim.dim_param for dim in dims)
+    )
 
 
 class IOptimizationProfile:
@@ -285,7 +259,10 @@ class IHostMemory(bytes):
 
 
 class Builder:
-    version = ""  # of the module that it belongs to
+    """`cuda` and `version` are set for each module that is made (`tensorrt_module`)."""
+
+    cuda: CudaDouble
+    version: str
 
     def __init__(self, logger: ILogger) -> None:
         assert isinstance(logger, ILogger)
@@ -340,8 +317,8 @@ class Builder:
     def _record(self, network: INetworkDefinition, config: IBuilderConfig) -> Mapping[str, Any]:
         attention = [layer._attention for layer in network._layers if layer.type == LayerType.ATTENTION_INPUT]
         return {
+            **self._to_run(network, config),
             "flags": sorted(flag.name for flag in config._flags),
-            "profiles": [profile._shapes for profile in config._profiles],
             "pools": {pool.name: size for pool, size in config._pools.items()},
             "builder_optimization_level": config.builder_optimization_level,
             "max_aux_streams": config.max_aux_streams,
@@ -349,6 +326,37 @@ class Builder:
             "strongly_typed": network._strongly_typed,
             "attention": [each.decomposable for each in attention],
         }
+
+    def _to_run(self, network: INetworkDefinition, config: IBuilderConfig) -> Mapping[str, Any]:
+        """What the other half of the double runs."""
+        flags = {flag.name for flag in config._flags}
+        ampere = config.hardware_compatibility_level == HardwareCompatibilityLevel.AMPERE_PLUS
+        return {
+            "graph": str(network._path),
+            "version": self.version,
+            "capabilities": list(AMPERE_PLUS) if ampere else [self.cuda.capabilities[self.cuda.current]],
+            "inputs": [_spec(tensor) for tensor in network._inputs],
+            "outputs": [_spec(tensor) for tensor in network._outputs],
+            "graph_dtypes": {tensor.name: DTYPES[tensor.dtype.name] for tensor in network._inputs},
+            "profiles": [
+                {
+                    name: dict(zip(("min", "opt", "max"), shapes, strict=True))
+                    for name, shapes in profile._shapes.items()
+                }
+                for profile in config._profiles
+            ],
+            "weights": {},
+            "refit": bool(flags & {"REFIT", "REFIT_IDENTICAL"}),
+            "stripped": "STRIP_PLAN" in flags,
+            "weight_streaming": "WEIGHT_STREAMING" in flags,
+            "version_compatible": "VERSION_COMPATIBLE" in flags,
+            "host_code": "VERSION_COMPATIBLE" in flags and "EXCLUDE_LEAN_RUNTIME" not in flags,
+        }
+
+
+def _spec(tensor: ITensor) -> Mapping[str, Any]:
+    shape = [axis or side for axis, side in zip(tensor._axes, tensor.shape, strict=True)]
+    return {"name": tensor.name, "dtype": DTYPES[tensor.dtype.name], "shape": shape}
 
 
 def _profile_problem(tensor: ITensor, profile: IOptimizationProfile) -> str | None:
@@ -364,57 +372,11 @@ def _profile_problem(tensor: ITensor, profile: IOptimizationProfile) -> str | No
     return None
 
 
-class LayerInformationFormat(enum.Enum):
-    ONELINE = 0
-    JSON = 1
-
-
-class EngineInspector:
-    def __init__(self, plan: dict[str, Any]) -> None:
-        self._plan = plan
-
-    def get_engine_information(self, format: LayerInformationFormat) -> str:
-        """IEngineInspector: with ProfilingVerbosity.LAYER_NAMES_ONLY, the default, layers are names."""
-        assert format == LayerInformationFormat.JSON
-        fused = [f"_gemm_mha_v2_myl0_{index}" for index in range(len(self._plan["attention"]))]
-        return json.dumps({"Layers": ["__myl_Cast_myl0_0", *fused], "Bindings": []})
-
-
-class ICudaEngine:
-    def __init__(self, plan: dict[str, Any]) -> None:
-        self._plan = plan
-
-    def create_engine_inspector(self) -> EngineInspector:
-        return EngineInspector(self._plan)
-
-
-class Runtime:
-    def __init__(self, logger: ILogger) -> None:
-        assert isinstance(logger, ILogger)
-
-    def deserialize_cuda_engine(self, serialized_engine: IHostMemory) -> ICudaEngine | None:
-        plan = json.loads(bytes(serialized_engine))
-        # Developer guide, "Weight-Stripped Engine Generation": such a plan is refitted before it is used.
-        assert "STRIP_PLAN" not in plan["flags"]
-        return ICudaEngine(plan)
-
-
 CLASSES: tuple[type, ...] = (
-    ILogger, IProgressMonitor, BuilderFlag, NetworkDefinitionCreationFlag, HardwareCompatibilityLevel, MemoryPoolType,
-    LayerType, DataType, ITensor, IAttention, ILayer, IAttentionInputLayer, INetworkDefinition, ParserError, OnnxParser,
-    IOptimizationProfile, ITimingCache, IBuilderConfig, IHostMemory, Builder, LayerInformationFormat, EngineInspector,
-    ICudaEngine, Runtime,
+    IProgressMonitor, BuilderFlag, NetworkDefinitionCreationFlag, HardwareCompatibilityLevel, MemoryPoolType, LayerType,
+    ITensor, IAttention, ILayer, IAttentionInputLayer, INetworkDefinition, ParserError, OnnxParser,
+    IOptimizationProfile, ITimingCache, IBuilderConfig, IHostMemory, Builder,
 )  # fmt: skip
-
-
-def make_tensorrt(version: str) -> ModuleType:
-    """A module `tensorrt` of this version."""
-    module = ModuleType("tensorrt")
-    for each in CLASSES:
-        setattr(module, each.__name__, each)
-    module.Builder = type("Builder", (Builder,), {"version": version})  # type: ignore[attr-defined]
-    module.__version__ = version  # type: ignore[attr-defined]
-    return module
 
 
 def read_plan(path: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import weakref
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,11 @@ from doubles.cuda_memory import view
 from doubles.cuda_runtime import CudaDouble
 from doubles.tensorrt_network import Network
 from doubles.tensorrt_types import (
-    ITEM_SIZES,
     TYPES,
     DataType,
     ExecutionContextAllocationStrategy,
     ILogger,
+    LayerInformationFormat,
     TensorLocation,
     Weights,
 )
@@ -36,7 +37,9 @@ class Runtime:
     engine_class: type[ICudaEngine]
 
     def __init__(self, logger: ILogger) -> None:
+        assert isinstance(logger, ILogger)
         self.logger = logger
+        self.engine_host_code_allowed = False
 
     def deserialize_cuda_engine(self, serialized_engine: Any) -> Any:
         """None where the plan is not one that it opens, as the real one."""
@@ -46,6 +49,8 @@ class Runtime:
         # version-compatible plans of other versions, the full one those that carry a lean runtime (these do not).
         if plan["version"] != self.version and (self.library == "tensorrt" or not plan["version_compatible"]):
             return self._refuse("the engine plan file is not compatible with this version of TensorRT")
+        if plan["host_code"] and not self.engine_host_code_allowed:
+            return self._refuse("the plan contains host code, which is not allowed")
         if self.library == "tensorrt_lean" and not plan["version_compatible"]:
             return self._refuse("the lean runtime opens version-compatible plans only")
         if capability not in plan["capabilities"]:
@@ -62,7 +67,7 @@ class ICudaEngine:
     def __init__(self, runtime: Runtime, plan: dict[str, Any]) -> None:
         self._runtime = weakref.ref(runtime)
         self.cuda, self.logger, self.plan = runtime.cuda, runtime.logger, plan
-        self.network = Network(plan["graph"])
+        self.network = Network(plan["graph"], {name: bytes.fromhex(each) for name, each in plan["weights"].items()})
         self.stripped = plan["stripped"]
         self.contexts: weakref.WeakSet[Any] = weakref.WeakSet()
         self._budget = STREAMABLE if plan["weight_streaming"] else 0
@@ -115,6 +120,29 @@ class ICudaEngine:
         self.contexts.add(context)
         return context
 
+    def create_engine_inspector(self) -> EngineInspector:
+        self.check_alive()
+        return EngineInspector(self.plan)
+
+    def create_serialization_config(self) -> SimpleNamespace:
+        flags: set[Any] = set()
+        return SimpleNamespace(flags=flags, set_flag=flags.add)
+
+    def serialize_with_config(self, arg0: SimpleNamespace) -> bytes:
+        """SerializationFlag: INCLUDE_REFIT keeps a plan refittable; of a version-compatible one the lean runtime is
+        kept unless EXCLUDE_LEAN_RUNTIME, as host code."""
+        self.check_alive()
+        flags = {flag.name for flag in arg0.flags}
+        return json.dumps(
+            self.plan
+            | {
+                "weights": {name: values.hex() for name, values in self.network.given.items()},
+                "stripped": self.stripped,
+                "refit": self.refittable and "INCLUDE_REFIT" in flags,
+                "host_code": self.plan["version_compatible"] and "EXCLUDE_LEAN_RUNTIME" not in flags,
+            }
+        ).encode()
+
     @property
     def specs(self) -> dict[str, Any]:
         return {spec["name"]: spec for spec in (*self.plan["inputs"], *self.plan["outputs"])}
@@ -127,6 +155,17 @@ class ICudaEngine:
     def fail(self, why: str) -> bool:
         self.logger.log(ILogger.ERROR, why)
         return False
+
+
+class EngineInspector:
+    def __init__(self, plan: dict[str, Any]) -> None:
+        self._plan = plan
+
+    def get_engine_information(self, format: LayerInformationFormat) -> str:
+        """IEngineInspector: with ProfilingVerbosity.LAYER_NAMES_ONLY, the default, layers are names."""
+        assert format == LayerInformationFormat.JSON
+        fused = [f"_gemm_mha_v2_myl0_{index}" for index in range(len(self._plan["attention"]))]
+        return json.dumps({"Layers": ["__myl_Cast_myl0_0", *fused], "Bindings": []})
 
 
 class ICudaEngine10(ICudaEngine):
@@ -209,8 +248,8 @@ class Refitter:
 
     def set_named_weights(self, name: str, weights: Weights) -> bool:
         """Its documentation: rejected for an unknown name, another size or another dtype."""
-        if name not in self._sizes or weights.size * ITEM_SIZES[weights.dtype] != self._sizes[name]:
-            return self._engine.fail(f"{name}: no such weights, or of another size")
+        if name not in self._sizes or (weights.dtype, weights.nbytes) != self._sizes[name]:
+            return self._engine.fail(f"{name}: no such weights, or of another type or size")
         self._set[name] = weights
         return True
 
@@ -225,7 +264,7 @@ class Refitter:
         if self.get_missing_weights():
             return self._engine.fail(f"missing weights: {', '.join(self.get_missing_weights())}")
         self._engine.network.give(
-            {name: np.array(view(each.ptr, self._sizes[name])).tobytes() for name, each in self._set.items()}
+            {name: np.array(view(each.ptr, each.nbytes)).tobytes() for name, each in self._set.items()}
         )
         self._engine.stripped = False
         return True

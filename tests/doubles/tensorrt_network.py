@@ -6,13 +6,15 @@ from typing import Any
 
 import numpy as np
 
+from doubles.tensorrt_types import ONNX_TYPES, DataType
+
 
 class Network:
-    def __init__(self, graph: str) -> None:
+    def __init__(self, graph: str, given: dict[str, bytes]) -> None:
         self._graph = graph
         self._session: Any = None
         self._model: Any = None
-        self.given: dict[str, bytes] = {}
+        self.given = dict(given)
 
     def run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         if self._session is None:
@@ -20,9 +22,11 @@ class Network:
         names = [node.name for node in self._session.get_outputs()]
         return dict(zip(names, self._session.run(names, feeds), strict=True))
 
-    def weights(self) -> dict[str, int]:
-        """Bytes of every initializer, by name."""
-        return {each.name: len(each.raw_data) for each in self._loaded().graph.initializer}
+    def weights(self) -> dict[str, tuple[DataType, int]]:
+        """Type and bytes of every initializer, by name."""
+        return {
+            each.name: (ONNX_TYPES[each.data_type], len(each.raw_data)) for each in self._loaded().graph.initializer
+        }
 
     def give(self, weights: dict[str, bytes]) -> None:
         self.given |= weights

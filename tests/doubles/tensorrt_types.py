@@ -16,6 +16,10 @@ class DataType(enum.Enum):
     BF16 = 7
     INT64 = 8
 
+    @property
+    def itemsize(self) -> int:
+        return ITEM_SIZES[self]
+
 
 class TensorLocation(enum.Enum):
     DEVICE = 0
@@ -26,6 +30,24 @@ class ExecutionContextAllocationStrategy(enum.Enum):
     STATIC = 0
     ON_PROFILE_CHANGE = 1
     USER_MANAGED = 2
+
+
+class SerializationFlag(enum.Enum):
+    EXCLUDE_WEIGHTS = 0
+    EXCLUDE_LEAN_RUNTIME = 1
+    INCLUDE_REFIT = 2
+
+
+class SerializationFlag10(enum.Enum):
+    """Before 10.14: what was refitted is final once it is written."""
+
+    EXCLUDE_WEIGHTS = 0
+    EXCLUDE_LEAN_RUNTIME = 1
+
+
+class LayerInformationFormat(enum.Enum):
+    ONELINE = 0
+    JSON = 1
 
 
 class Severity(enum.IntEnum):
@@ -51,9 +73,18 @@ class Weights:
     def __init__(self, type: DataType, ptr: int, count: int) -> None:
         self.dtype, self.ptr, self.size = type, ptr, count
 
+    @property
+    def nbytes(self) -> int:
+        return self.size * self.dtype.itemsize
+
 
 TYPES = {"float32": DataType.FLOAT, "float16": DataType.HALF, "int32": DataType.INT32, "int64": DataType.INT64}
 ITEM_SIZES = {
     DataType.FLOAT: 4, DataType.HALF: 2, DataType.BF16: 2, DataType.INT8: 1, DataType.INT32: 4, DataType.BOOL: 1,
     DataType.UINT8: 1, DataType.FP8: 1, DataType.INT64: 8,
+}  # fmt: skip
+# By the numbers of ONNX's TensorProto.DataType.
+ONNX_TYPES = {
+    1: DataType.FLOAT, 2: DataType.UINT8, 3: DataType.INT8, 6: DataType.INT32, 7: DataType.INT64, 9: DataType.BOOL,
+    10: DataType.HALF, 16: DataType.BF16, 17: DataType.FP8,
 }  # fmt: skip

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from doubles.tensorrt_builder import make_tensorrt
+from doubles.cuda_runtime import CudaDouble
+from doubles.install import install_cuda, install_tensorrt
 
 from telecine.bundle import Bundle
 
@@ -38,34 +37,26 @@ def precision_bundle(
 
 
 @pytest.fixture
-def machine_gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]:
-    """`machine_gpu(89)`: cuda-bindings find a GPU of that compute capability; with None a driver and no GPU."""
-    runtime = pytest.importorskip("cuda.bindings.runtime")
-    attributes, success = runtime.cudaDeviceAttr, runtime.cudaError_t.cudaSuccess
+def machine_gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], CudaDouble]:
+    """`machine_gpu(89)`: CUDA finds a GPU of that compute capability; with None a driver and no GPU."""
 
-    def set_gpu(capability: int | None) -> None:
-        parts = {
-            attributes.cudaDevAttrComputeCapabilityMajor: (capability or 0) // 10,
-            attributes.cudaDevAttrComputeCapabilityMinor: (capability or 0) % 10,
-        }
-        count = (success, 1) if capability else (runtime.cudaError_t.cudaErrorNoDevice, None)
-        monkeypatch.setattr(runtime, "cudaDriverGetVersion", lambda: (success, 13000))
-        monkeypatch.setattr(runtime, "cudaGetDeviceCount", lambda: count)
-        monkeypatch.setattr(runtime, "cudaDeviceGetAttribute", lambda attribute, device: (success, parts[attribute]))
+    def set_gpu(capability: int | None) -> CudaDouble:
+        found = (f"{capability // 10}.{capability % 10}",) if capability else ()
+        return install_cuda(monkeypatch, CudaDouble(capabilities=found))
 
     return set_gpu
 
 
 @pytest.fixture
 def tensorrt_double(
-    monkeypatch: pytest.MonkeyPatch, machine_gpu: Callable[[int], None]
-) -> Callable[[str], SimpleNamespace]:
+    monkeypatch: pytest.MonkeyPatch, machine_gpu: Callable[[int], CudaDouble]
+) -> Iterator[Callable[[str], Any]]:
     """`tensorrt_double("10.14.1")`: `import tensorrt` gives the double of that version, on a machine with an H100."""
+    machines: list[CudaDouble] = []
 
     def install(version: str) -> Any:
-        machine_gpu(90)
-        module = make_tensorrt(version)
-        monkeypatch.setitem(sys.modules, "tensorrt", module)
-        return module
+        machines.append(machine_gpu(90))
+        return install_tensorrt(monkeypatch, machines[-1], "tensorrt", version)
 
-    return install
+    yield install
+    assert [violation for cuda in machines for violation in cuda.violations] == []

@@ -8,12 +8,17 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from doubles.cuda_runtime import CudaDouble
 
 from telecine.axes import bind_axes
+from telecine.backends.cuda.device import Device
+from telecine.backends.tensorrt.opening import checked_content, find_plan
 from telecine.bundle import Bundle
 from telecine.engine import Sidecar, sidecar_path
+from telecine.errors import EngineError
 from telecine_engines.build import BuildReport, BuildRequest, Progress, build_engines, plan_engines
 from telecine_engines.options import BuildOptions
 from telecine_engines.planner import GraphPlan
@@ -120,6 +125,23 @@ def test_a_second_build_does_nothing(built: Callable[[str], tuple[Bundle, BuildR
         paths["text_encoder"].write_bytes(content)
         sidecar_path(paths["transformer"]).write_text(text)
         paths["latent_upsampler"].write_bytes(full)
+
+
+def test_sessions_find_what_is_built(
+    built: Callable[[str], tuple[Bundle, BuildReport]], gpu: CudaDouble, tensorrt: Callable[..., Any]
+) -> None:
+    """Real plans and their sidecars pass all that is checked before a GPU must deserialise them."""
+    bundle, report = built("fp32")
+    folder = next(iter(report.sidecars)).parents[2]
+    tensorrt("tensorrt_rtx", next(iter(report.sidecars.values())).library_version)
+    for path, sidecar in report.sidecars.items():
+        plan = find_plan(folder, bundle, sidecar.component, sidecar.role, Device.open("auto"))
+        assert (plan.path, plan.sidecar) == (path, sidecar)
+        with checked_content(plan) as content:
+            assert len(content) == sidecar.plan_size
+    gpu.capabilities = ("8.6",)
+    with pytest.raises(EngineError, match="is for compute capability 8.9, 12.0; expected 8.6.*--target rtx-sm86"):
+        find_plan(folder, bundle, "transformer", "main", Device.open("auto"))
 
 
 def test_sizes_far_apart_make_several_profiles(precision_bundle: Callable[[str], Bundle], tmp_path: Path) -> None:

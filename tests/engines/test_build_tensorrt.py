@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -61,8 +62,8 @@ def test_every_component_builds(
         assert plan["flags"] == []  # TF32 is on by default, and fp32 would not be fp32
         assert len(plan["profiles"]) == len(sidecar.profiles)
         for made, profile in zip(plan["profiles"], sidecar.profiles, strict=True):
-            spans = {name: [list(span.min), list(span.opt), list(span.max)] for name, span in profile.items()}
-            assert made == spans
+            spans = {name: dataclasses.asdict(each) for name, each in profile.items()}
+            assert made == json.loads(json.dumps(spans))
         assert (sidecar.library, sidecar.library_version) == ("tensorrt", version)
         assert (sidecar.target, sidecar.compute_capabilities) == ("trt-sm90", ("9.0",))
         assert Sidecar.read(sidecar_path(path)) == sidecar

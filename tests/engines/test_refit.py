@@ -3,47 +3,50 @@
 from __future__ import annotations
 
 import dataclasses
-import enum
 import hashlib
 import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from doubles import refitter as double
+from doubles.cuda_runtime import CudaDouble
+from doubles.plans import write_plan
+from doubles.tensorrt_builder import read_plan
+from doubles.tensorrt_network import Network
+from doubles.tensorrt_types import DataType
 from lora_files import factors, write_lora
 
 from telecine.bundle import Bundle
 from telecine.cli import main
-from telecine.engine import Sidecar, plan_path, sidecar_path
+from telecine.engine import Sidecar, sidecar_path
 from telecine.errors import EngineError
 from telecine.initializers import read_initializers
 from telecine.lora import Lora
 from telecine.refit import refitted_bundle
-from telecine_engines import refit as module
+from telecine_engines.build import BuildRequest, build_engines, plan_engines
+from telecine_engines.options import BuildOptions
 from telecine_engines.refit import refit_engines
 
-KINDS = {"float32": "FLOAT", "int64": "INT64", "int32": "INT32", "bool": "BOOL"}
 Write = Callable[..., Path]
 
 
-def contents(graph: Path) -> dict[str, tuple[str, bytes]]:
-    """Every initializer of a graph, as a plan has it."""
-    return {name: (KINDS[each.dtype], each.read().tobytes()) for name, each in read_initializers(graph).items()}
+def contents(graph: Path) -> dict[str, bytes]:
+    """Every initializer of a graph."""
+    return {name: each.read().tobytes() for name, each in read_initializers(graph).items()}
+
+
+def weights(plan: Path) -> dict[str, bytes]:
+    """What refitting put into a plan of the double."""
+    return {name: bytes.fromhex(values) for name, values in read_plan(plan)["weights"].items()}
 
 
 @pytest.fixture
-def tensorrt(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The double, and a GPU."""
-    api = double.make_module()
-    gpu = SimpleNamespace(cudaGetDeviceCount=lambda: (0, 1))
-    monkeypatch.setitem(sys.modules, "tensorrt", api)
-    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", gpu)
-    return api
+def tensorrt_installed(tensorrt: Callable[..., Any]) -> Any:
+    """The double of TensorRT 11, and a GPU."""
+    return tensorrt()
 
 
 @pytest.fixture
@@ -54,32 +57,9 @@ def engines(tmp_path: Path) -> Path:
 @pytest.fixture
 def write(tiny_bundle: Path, engines: Path) -> Write:
     """`write("transformer", refit=True)`: a plan of the bundle's, and its sidecar."""
-    bundle = Bundle.open(tiny_bundle)
 
-    def make(component: str = "transformer", *, content: bytes | None = None, **fields: Any) -> Path:
-        part, graph = bundle.component(component), bundle.graph(component)
-        refit = fields.get("refit", True)
-        plan = content or double.make_plan(
-            contents(bundle.path(graph.file)), refit=refit, host_code=fields.get("version_compatible", False)
-        )
-        sidecar = Sidecar(
-            format=1, component=component, role="main", precision="fp32", target="trt-sm90", library="tensorrt",
-            library_version=double.VERSION, platform="linux-x86_64", compute_capabilities=("9.0",),
-            version_compatible=False, hardware_compatibility="NONE", key="0123456789abcdef", plan_size=len(plan),
-            plan_sha256=hashlib.sha256(plan).hexdigest(), graph_sha256=graph.file.sha256,
-            weights_sha256=part.weights.sha256, inputs=graph.inputs, outputs=graph.outputs, profiles=({},),
-            workloads=("64x96x9@b1",), options={}, refit=True, stripped=False, weight_streaming=False, precisions={},
-            layers=3, fused_attention=None, build_seconds=1.0, build_peak_bytes=1,
-        )  # fmt: skip
-        sidecar = dataclasses.replace(sidecar, **fields)
-        path = plan_path(
-            engines, target=sidecar.target, library_version=sidecar.library_version, key=sidecar.key,
-            component=component, role="main",
-        )  # fmt: skip
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(plan)
-        sidecar_path(path).write_text(sidecar.dump())
-        return path
+    def make(component: str = "transformer", **fields: Any) -> Path:
+        return write_plan(Bundle.open(tiny_bundle), component, engines=engines, **{"refit": True} | fields)
 
     return make
 
@@ -97,33 +77,18 @@ def plans(bundle: Bundle) -> dict[str, tuple[Path, Sidecar]]:
     return {plan.name: (plan, Sidecar.read(sidecar_path(plan))) for plan in found}
 
 
-def test_names_are_the_bindings() -> None:
-    """Those of TensorRT for RTX, whose bindings load without a driver: both packages have one API."""
-    real = pytest.importorskip("tensorrt_rtx")
-    for name in ("Runtime", "Refitter", "ILogger", "Weights"):
-        members = {member for member in vars(getattr(double, name)) if not member.startswith("_")}
-        assert members - {"pointer", "Severity"} <= set(dir(getattr(real, name))), name
-    for name in ("create_serialization_config", "serialize_with_config"):
-        assert hasattr(real.ICudaEngine, name)
-    assert hasattr(real.ISerializationConfig, "set_flag")
-    for kind in (double.DataType, double.SerializationFlag):
-        assert {member.name for member in kind} <= set(dir(getattr(real, kind.__name__)))
-    assert set(module.DATA_TYPES.values()) == set(double.SIZES)
-
-
 @pytest.mark.parametrize("version_compatible", [False, True])
 def test_every_weight_is_the_refitted_bundle_s(
-    version_compatible: bool, tiny_bundle: Path, refitted: Bundle, engines: Path, write: Write, tensorrt: ModuleType
+    version_compatible: bool, tiny_bundle: Path, refitted: Bundle, engines: Path, write: Write, tensorrt_installed: Any
 ) -> None:
     old = write(version_compatible=version_compatible)
     before = old.read_bytes()
     done = refit_engines(Bundle.open(tiny_bundle), refitted, engines)
     assert list(done.values()) == ["refitted"]
     plan, sidecar = plans(refitted)["transformer.main.plan"]
-    weights = json.loads(plan.read_bytes())["weights"]
-    assert not json.loads(plan.read_bytes())["host_code"]
+    assert not read_plan(plan)["host_code"]
     expected = contents(refitted.path(refitted.graph("transformer").file))
-    assert {name: (kind, bytes.fromhex(values)) for name, (kind, values) in weights.items()} == expected
+    assert weights(plan) == expected
     assert expected != contents(tiny_bundle / "transformer" / "main.onnx")
     assert sidecar.weights_sha256 == refitted.component("transformer").weights.sha256
     assert (sidecar.plan_size, sidecar.plan_sha256) == (
@@ -131,7 +96,7 @@ def test_every_weight_is_the_refitted_bundle_s(
         hashlib.sha256(plan.read_bytes()).hexdigest(),
     )
     original = Sidecar.read(sidecar_path(old))
-    changed = {"key", "plan_size", "plan_sha256", "weights_sha256"}
+    changed = {"key", "plan_size", "plan_sha256", "weights_sha256", "options"}
     for field in dataclasses.fields(Sidecar):
         assert (getattr(sidecar, field.name) != getattr(original, field.name)) <= (field.name in changed)
     assert plan.parent.name == sidecar.key != original.key
@@ -139,7 +104,7 @@ def test_every_weight_is_the_refitted_bundle_s(
 
 
 def test_a_refitted_plan_can_be_refitted_again(
-    tiny_bundle: Path, refitted: Bundle, engines: Path, write: Write, tensorrt: ModuleType, tmp_path: Path
+    tiny_bundle: Path, refitted: Bundle, engines: Path, write: Write, tensorrt_installed: Any, tmp_path: Path
 ) -> None:
     """A, then B, then A: A's plan again."""
     write()
@@ -159,20 +124,40 @@ def test_a_refitted_plan_can_be_refitted_again(
 
 
 def test_before_10_14_a_refitted_plan_is_final(
-    tiny_bundle: Path, refitted: Bundle, engines: Path, write: Write, tensorrt: ModuleType,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    monkeypatch.setattr(tensorrt, "SerializationFlag", enum.Enum("SerializationFlag", ["EXCLUDE_WEIGHTS"]))
-    write()
+    tiny_bundle: Path, refitted: Bundle, engines: Path, write: Write, tensorrt: Callable[..., Any]
+) -> None:
+    tensorrt("tensorrt", "10.9.0.34")
+    write(version="10.9.0.34")
     refit_engines(Bundle.open(tiny_bundle), refitted, engines)
     plan, sidecar = plans(refitted)["transformer.main.plan"]
-    assert (sidecar.refit, json.loads(plan.read_bytes())["refit"]) == (False, False)
+    assert (sidecar.refit, read_plan(plan)["refit"]) == (False, False)
+
+
+def test_a_build_finds_refitted_plans(
+    tiny_bundle: Path, refitted: Bundle, engines: Path, tensorrt_installed: Any
+) -> None:
+    """Their keys are those that the build would give them, with the same options and workloads."""
+    request = BuildRequest(
+        bundle=Bundle.open(tiny_bundle),
+        targets=("trt-sm89",),
+        workloads=("64x96x9",),
+        options=BuildOptions(refit=True),
+        engines=engines,
+    )
+    build_engines(request)
+    refit_engines(request.bundle, refitted, engines)
+    planned = plan_engines(dataclasses.replace(request, bundle=refitted, engines=None)).plans
+    assert {plan.component: plan.done is not None for plan in planned} == dict.fromkeys(
+        refitted.manifest.components, True
+    )
+    without = dataclasses.replace(request, bundle=refitted, engines=None, options=BuildOptions())
+    assert [plan.component for plan in plan_engines(without).plans if plan.done] == []
 
 
 def test_what_needs_no_gpu(
     tiny_bundle: Path, refitted: Bundle, engines: Path, write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
     stripped = write(stripped=True, key="aaaaaaaaaaaaaaaa")
     fixed = write(refit=False, key="bbbbbbbbbbbbbbbb")
     kept = write("vae_decoder", refit=False)
@@ -202,65 +187,78 @@ class TestRefused:
         assert plans(refitted) == {}
 
     def test_a_changed_plan(
-        self, tiny_bundle: Path, refitted: Bundle, engines: Path, write: Write, tensorrt: ModuleType
+        self, tiny_bundle: Path, refitted: Bundle, engines: Path, write: Write, tensorrt_installed: Any
     ) -> None:
         plan = write()
-        plan.write_bytes(plan.read_bytes() + b" ")
+        plan.write_bytes(plan.read_bytes()[:-1] + b" ")
         self.refused("has changed: its SHA-256 is another", tiny_bundle, refitted, engines)
 
     def test_another_version(
-        self, tiny_bundle: Path, refitted: Bundle, engines: Path, write: Write, tensorrt: ModuleType
+        self, tiny_bundle: Path, refitted: Bundle, engines: Path, write: Write, tensorrt_installed: Any
     ) -> None:
-        write(library_version="10.8.0.43")
-        self.refused(r"tensorrt 11\.4.*expected 10\.8\.0\.43", tiny_bundle, refitted, engines)
+        write(version="10.8.0.43")
+        self.refused(r"tensorrt is version 11\.4.*expected tensorrt 10\.8\.0\.43", tiny_bundle, refitted, engines)
 
-    @pytest.mark.parametrize(
-        ("runtime", "problem"),
-        [(None, "cuda-bindings is not installed"), (SimpleNamespace(cudaGetDeviceCount=lambda: (35, 0)), "answers 35")],
-    )
+    def test_a_newer_version_that_opens_it(
+        self, tiny_bundle: Path, refitted: Bundle, engines: Path, write: Write, tensorrt: Callable[..., Any]
+    ) -> None:
+        """The lean runtime runs the plan; only the version that built it writes it again."""
+        tensorrt("tensorrt_lean")
+        tensorrt("tensorrt")
+        write(version="11.2.0.1", version_compatible=True)
+        self.refused(r"tensorrt is version 11\.4.*expected tensorrt 11\.2\.0\.1", tiny_bundle, refitted, engines)
+
     def test_no_gpu(
-        self, runtime: Any, problem: str, tiny_bundle: Path, refitted: Bundle, engines: Path, write: Write,
-        tensorrt: ModuleType, monkeypatch: pytest.MonkeyPatch,
+        self, tiny_bundle: Path, refitted: Bundle, engines: Path, write: Write, gpu: CudaDouble,
+        tensorrt_installed: Any,
     ) -> None:  # fmt: skip
-        monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", runtime)
+        gpu.driver = 0
         write()
-        self.refused(f"no GPU to refit plans on: .*{problem}", tiny_bundle, refitted, engines)
+        self.refused("no NVIDIA driver.*leave --engines out", tiny_bundle, refitted, engines)
+
+    def test_another_gpu(
+        self, tiny_bundle: Path, refitted: Bundle, engines: Path, write: Write, tensorrt_installed: Any
+    ) -> None:
+        write(capabilities=("9.0",))
+        self.refused("is for compute capability 9.0; expected 8.9", tiny_bundle, refitted, engines)
 
     def test_no_package(
-        self, tiny_bundle: Path, refitted: Bundle, engines: Path, write: Write, tensorrt: ModuleType,
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:  # fmt: skip
-        monkeypatch.setitem(sys.modules, "tensorrt", None)
+        self, tiny_bundle: Path, refitted: Bundle, engines: Path, write: Write, tensorrt: Callable[..., Any]
+    ) -> None:
+        tensorrt("tensorrt_rtx")
         write()
-        self.refused(r'tensorrt cannot be imported.*pip install "telecine\[tensorrt\]"', tiny_bundle, refitted, engines)
+        self.refused(r"tensorrt cannot be imported.*telecine\[tensorrt\]", tiny_bundle, refitted, engines)
 
     @pytest.mark.parametrize(
-        ("weights", "problem"),
+        ("held", "problem"),
         [
-            ({"proj_in.weight": ("HALF", b"\0" * 2048)}, "refuses proj_in.weight: .*FLOAT of 4096 bytes, not HALF"),
-            ({"fused.weight": ("FLOAT", b"\0" * 4)}, "has weights called fused.weight"),
+            ({"proj_in.weight": (DataType.HALF, 2048)}, "refuses proj_in.weight: .*of another type or size"),
+            ({"fused.weight": (DataType.FLOAT, 4)}, "has weights called fused.weight"),
         ],
     )
     def test_weights_that_do_not_fit(
-        self, weights: dict[str, tuple[str, bytes]], problem: str, tiny_bundle: Path, refitted: Bundle, engines: Path,
-        write: Write, tensorrt: ModuleType,
+        self, held: dict[str, tuple[DataType, int]], problem: str, tiny_bundle: Path, refitted: Bundle, engines: Path,
+        write: Write, tensorrt_installed: Any, monkeypatch: pytest.MonkeyPatch,
     ) -> None:  # fmt: skip
-        write(content=double.make_plan(weights))
+        write()
+        monkeypatch.setattr(Network, "weights", lambda self: held)
         self.refused(problem, tiny_bundle, refitted, engines)
 
     def test_a_plan_that_does_not_open(
-        self, tiny_bundle: Path, refitted: Bundle, engines: Path, write: Write, tensorrt: ModuleType
+        self, tiny_bundle: Path, refitted: Bundle, engines: Path, write: Write, tensorrt: Callable[..., Any]
     ) -> None:
-        write(content=double.make_plan({}, host_code=True))
-        self.refused("tensorrt does not open the plan: the plan contains host code", tiny_bundle, refitted, engines)
+        real = tensorrt().Runtime
+        real.deserialize_cuda_engine = lambda self, plan: self._refuse("it is damaged")
+        write()
+        self.refused("tensorrt does not open .*: it is damaged", tiny_bundle, refitted, engines)
 
 
 def test_the_command_leaves_no_bundle_where_plans_fail(
-    tiny_bundle: Path, engines: Path, write: Write, tensorrt: ModuleType, tmp_path: Path
+    tiny_bundle: Path, engines: Path, write: Write, tensorrt_installed: Any, tmp_path: Path
 ) -> None:
     file = write_lora(tmp_path / "style.safetensors", factors(tiny_bundle))
     arguments = ["refit", str(tiny_bundle), str(tmp_path / "out"), "--lora", str(file), "--engines", str(engines)]
-    write(library_version="1.0")
+    write(version="1.0")
     done = CliRunner().invoke(main, arguments)
     assert (done.exit_code, (tmp_path / "out").exists()) == (1, False)
     write()

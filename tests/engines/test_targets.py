@@ -8,16 +8,17 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from doubles.cuda_runtime import CudaDouble, cudaError_t
 
+from telecine.backends.tensorrt.library import Library
 from telecine.errors import EngineError
 from telecine_engines import targets
 from telecine_engines.config import make_config
 from telecine_engines.gpu import gpu_capability, has_gpu
-from telecine_engines.library import Library
 from telecine_engines.options import BuildOptions
 from telecine_engines.targets import Target, parse_target
 
-SetGpu = Callable[[int | None], None]
+SetGpu = Callable[[int | None], CudaDouble]
 
 
 @pytest.mark.parametrize(
@@ -62,9 +63,8 @@ def test_local_is_this_machines_gpu(machine_gpu: SetGpu, monkeypatch: pytest.Mon
         parse_target("local")
 
 
-def test_local_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    runtime = pytest.importorskip("cuda.bindings.runtime")
-    monkeypatch.setattr(runtime, "cudaDriverGetVersion", lambda: (runtime.cudaError_t.cudaSuccess, 0))
+def test_local_without_a_driver(machine_gpu: SetGpu) -> None:
+    machine_gpu(None).driver = 0
     with pytest.raises(EngineError, match="no NVIDIA driver; .*--target rtx-sm89"):
         parse_target("local")
     assert not has_gpu()
@@ -72,16 +72,13 @@ def test_local_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_local_with_a_driver_and_no_gpu(machine_gpu: SetGpu) -> None:
     machine_gpu(None)
-    with pytest.raises(EngineError, match="CUDA finds no GPU \\(cudaErrorNoDevice\\)"):
+    with pytest.raises(EngineError, match="no NVIDIA GPU that CUDA can use.*--target rtx-sm89"):
         parse_target("local")
 
 
-def test_a_driver_that_fails_is_told(machine_gpu: SetGpu, monkeypatch: pytest.MonkeyPatch) -> None:
-    machine_gpu(89)
-    runtime = pytest.importorskip("cuda.bindings.runtime")
-    failed = (runtime.cudaError_t.cudaErrorUnknown, None)
-    monkeypatch.setattr(runtime, "cudaDeviceGetAttribute", lambda attribute, device: failed)
-    with pytest.raises(EngineError, match="does not tell the GPU's compute capability"):
+def test_a_driver_that_fails_is_told(machine_gpu: SetGpu) -> None:
+    machine_gpu(89).failures["cudaDeviceGetAttribute"] = cudaError_t.cudaErrorInvalidDevice
+    with pytest.raises(EngineError, match=r"cudaDeviceGetAttribute failed: cudaErrorInvalidDevice \(101\)"):
         gpu_capability()
 
 
@@ -158,5 +155,6 @@ def test_a_gpu_that_this_tensorrt_for_rtx_is_too_old_for() -> None:
         ComputeCapability=SimpleNamespace(__members__={"SM89": 89}),
     )
     builder = SimpleNamespace(create_builder_config=lambda: SimpleNamespace(set_compute_capability=lambda *_: True))
+    library = Library(name="tensorrt_rtx", module=api, version="1.0", log=None)
     with pytest.raises(EngineError, match=r"TensorRT for RTX \(1.0\) does not build for sm121.*--upgrade"):
-        make_config(Library("tensorrt_rtx", api), builder, Target("rtx", (89, 121)), BuildOptions())
+        make_config(library, builder, Target("rtx", (89, 121)), BuildOptions())

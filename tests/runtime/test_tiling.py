@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from telecine.errors import RequestError
+from telecine.errors import EngineError, RequestError
 from telecine.shapes import Grid, LatentShape
-from telecine.tiling import Footprint, Plan, Tile, TilingOptions, plan_decoder, plan_encoder
+from telecine.tiling import Footprint, Largest, Plan, Tile, TilingOptions, plan_decoder, plan_encoder
 from telecine.tiling.axis import Axis, count, frames, latents, pixels, spread
 from telecine.tiling.options import parse_size, show_size
 from telecine.tiling.plan import CONTEXT
@@ -218,6 +218,7 @@ def test_modes_with_tiles_of_their_own_keep_to_the_limit_or_refuse(mode: str) ->
 SCRIPT = """
 import json, sys
 import numpy as np
+from telecine.backends.choice import OnnxRuntimeBackend
 from telecine.backends.onnxruntime import OnnxRuntimeOptions
 from telecine.bundle import Bundle
 from telecine.families.ltx_video.decode import DecodeSettings, decode
@@ -229,7 +230,8 @@ from telecine.shapes import LatentShape
 from telecine.upscale_request import UpscaleRequest
 
 bundle, half, frames, limit = sys.argv[1], sys.argv[2], int(sys.argv[3]), json.loads(sys.argv[4])
-models = LoadedModels(Bundle.open(bundle), device="cpu", options=OnnxRuntimeOptions(threads=1))
+opened = Bundle.open(bundle)
+models = LoadedModels(opened, OnnxRuntimeBackend(opened, device="cpu", options=OnnxRuntimeOptions(threads=1)))
 host = Host.parse(models.host)
 
 def decoding(limit, latent):
@@ -238,7 +240,7 @@ def decoding(limit, latent):
         latents=latents, adain_factor=0.0, tone_map_compression_ratio=0.0, decode_timestep=0.05, output_type="uint8",
         memory_limit=limit,
     )
-    settings = DecodeSettings.of(request, host, latent)
+    settings = DecodeSettings.of(models, request, host, latent)
     def run():
         frames = decode(models, host, latents, settings, [Generator(0)], [Generator(1)])
         return sum(piece.shape[1] for piece in frames.pieces)
@@ -352,3 +354,44 @@ def test_wrong_options(values: dict[str, Any], words: str) -> None:
 def test_sizes_off_the_grid(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(RequestError, match=words):
         plan_of(settings, (30, 12, 12))
+
+
+@pytest.mark.parametrize("plan_half", [plan_decoder, plan_encoder])
+@pytest.mark.parametrize("limit", [None, 2**40])
+@pytest.mark.parametrize("most", [(20, 9, 30), (7, 9, 8), (20, 12, 7), (16, 9, 29)])
+def test_tiles_are_no_larger_than_the_network_takes(
+    plan_half: Callable[..., Plan], limit: int | None, most: Sides
+) -> None:
+    """As small as an engine is, the video is covered, with context at every cut; and untiled where it fits."""
+    sides = (20, 9, 30)
+    options = TilingOptions(memory_limit=limit)
+    plan = plan_half(options, latent_shape(sides), GRID, DECODER, videos=3, largest=Largest(most, 2))
+    free = plan_half(options, latent_shape(sides), GRID, DECODER, videos=3)
+    axes = (plan.tiles.time, plan.tiles.rows, plan.tiles.columns)
+    read = [[span.stop - span.start for span in axis.reads] for axis in axes]
+    whole = [
+        [span.stop - span.start for span in axis.reads]
+        for axis in (free.tiles.time, free.tiles.rows, free.tiles.columns)
+    ]
+    if plan_half is plan_decoder:
+        assert all(size <= side for spans, side in zip(read, most, strict=True) for size in spans)
+    if most == sides:
+        assert (read, plan.videos) == (whole, min(free.videos, 2))
+    else:
+        assert max(map(len, read)) > 1
+
+
+@pytest.mark.parametrize(
+    ("options", "most"),
+    [
+        ({"mode": "off"}, (20, 9, 29)),
+        ({}, (20, 9, 6)),
+        ({"size": 40}, (20, 9, 9)),
+        ({"mode": "diffusers"}, (20, 9, 29)),
+    ],
+)
+def test_tiles_that_an_engine_does_not_take_are_refused(options: dict[str, Any], most: Sides) -> None:
+    with pytest.raises(EngineError, match="and the video is 120x36x39; .*--workload 120x36x39"):
+        plan_decoder(
+            TilingOptions(**options), latent_shape((20, 9, 30)), GRID, DECODER, videos=1, largest=Largest(most, 1)
+        )

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
 from telecine.backends.base import Session
 from telecine.backends.onnxruntime import OnnxRuntimeOptions, OnnxRuntimeSession
 from telecine.backends.tensorrt.backend import TensorRtBackend
+from telecine.backends.tensorrt.opening import Plan
+from telecine.backends.tensorrt.profiles import largest_sizes
 from telecine.bundle import Bundle
 from telecine.errors import BackendError, EngineError
 
@@ -25,6 +28,14 @@ class Backend(Protocol):
         Raises:
             BundleError: the bundle lacks the graph.
             BackendError, EngineError: it cannot be loaded.
+        """
+        ...
+
+    def limits(self, component: str, role: str) -> Mapping[str, int] | None:
+        """The largest size of each axis that the graph takes, by symbol; None where it takes every size.
+
+        Raises:
+            BundleError, BackendError, EngineError: as `load`, which is not done for this.
         """
         ...
 
@@ -94,6 +105,9 @@ class OnnxRuntimeBackend:
             precision=self._bundle.component(component).precision,
         )
 
+    def limits(self, component: str, role: str) -> None:
+        return None
+
 
 class AutoBackend:
     """TensorRT for a network where an engine, a library and a GPU fit, else ONNX Runtime.
@@ -104,15 +118,28 @@ class AutoBackend:
     def __init__(self, tensorrt: TensorRtBackend, onnxruntime: OnnxRuntimeBackend) -> None:
         self._tensorrt, self._onnxruntime = tensorrt, onnxruntime
 
+        self._plans: dict[tuple[str, str], Plan | None] = {}
+
     def load(self, component: str, role: str) -> Session:
-        if not self._tensorrt.has_plans(component, role):
-            return self._onnxruntime.load(component, role)
-        try:
-            plan = self._tensorrt.find(component, role)
-        except (BackendError, EngineError) as error:
-            LOG.warning("%s runs on ONNX Runtime: %s", component, error)
-            return self._onnxruntime.load(component, role)
-        return self._tensorrt.open(plan)
+        plan = self._plan(component, role)
+        return self._tensorrt.open(plan) if plan else self._onnxruntime.load(component, role)
+
+    def limits(self, component: str, role: str) -> Mapping[str, int] | None:
+        plan = self._plan(component, role)
+        return largest_sizes(plan.sidecar) if plan else None
+
+    def _plan(self, component: str, role: str) -> Plan | None:
+        """The plan that a graph runs with, chosen once: limits are those of what is loaded."""
+        key = (component, role)
+        if key not in self._plans and not self._tensorrt.has_plans(component, role):
+            self._plans[key] = None
+        if key not in self._plans:
+            try:
+                self._plans[key] = self._tensorrt.find(component, role)
+            except (BackendError, EngineError) as error:
+                LOG.warning("%s runs on ONNX Runtime: %s", component, error)
+                self._plans[key] = None
+        return self._plans[key]
 
 
 def _folder(bundle: Bundle, engines: str | os.PathLike[str] | None, *, must: bool) -> Path:

@@ -40,6 +40,13 @@ class Models(Protocol):
             BundleError: the bundle lacks the component.
         """
 
+    def limits(self, component: str) -> Mapping[str, int] | None:
+        """The largest size of each axis of a component's `main` graph, by symbol; None where there are no limits.
+
+        Raises:
+            EngineError: there is no engine that fits, and nothing else may run the component.
+        """
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Frames:

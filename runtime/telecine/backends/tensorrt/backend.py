@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from telecine.backends.cuda.device import Device
 from telecine.backends.tensorrt.engine import Engine
 from telecine.backends.tensorrt.opening import Plan, find_plan, plan_paths
+from telecine.backends.tensorrt.profiles import largest_sizes
 from telecine.backends.tensorrt.refit import BundleWeights
 from telecine.backends.tensorrt.session import TensorRtSession
 from telecine.bundle import Bundle
@@ -52,3 +54,11 @@ class TensorRtBackend:
 
     def load(self, component: str, role: str) -> TensorRtSession:
         return self.open(self.find(component, role))
+
+    def limits(self, component: str, role: str) -> Mapping[str, int]:
+        """The largest size of each axis, by symbol.
+
+        Raises:
+            BackendError, EngineError: as `find`.
+        """
+        return largest_sizes(self.find(component, role).sidecar)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import threading
+from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ DATA_TYPES = {
     "float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16", "float8e4m3fn": "FP8",
     "int8": "INT8", "int32": "INT32", "int64": "INT64", "bool": "BOOL", "uint8": "UINT8",
 }  # fmt: skip
+KEPT = 5  # of the latest errors
 LOG = logging.getLogger(__name__)
 
 
@@ -63,7 +65,7 @@ def library_for(sidecar: Sidecar) -> Library:
     problems = []
     for name in names:
         try:
-            library = _load(name)
+            library = load_library(name)
         except ImportError as error:
             problems.append(f"{name} cannot be imported ({error})")
             continue
@@ -100,7 +102,12 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".") if part.isdecimal())
 
 
-def _load(name: str) -> Library:
+def load_library(name: str) -> Library:
+    """A package by its name, loaded once.
+
+    Raises:
+        ImportError: it is not installed, or does not load.
+    """
     with _lock:
         if name not in _loaded:
             module = importlib.import_module(name)
@@ -109,24 +116,27 @@ def _load(name: str) -> Library:
 
 
 def _log(trt: Any) -> Any:
-    """An ILogger that passes on to `logging`, and keeps the errors of each thread for the exception that tells them."""
+    """An ILogger that passes on to `logging`, and keeps errors for the exception that tells them, a few per thread."""
+    severities = trt.ILogger.Severity
+    errors = (severities.ERROR, severities.INTERNAL_ERROR)
+    # A warning is about what users cannot choose, and exceptions tell the errors: -v shows both.
+    shown = (*errors, severities.WARNING)
 
     class Log(trt.ILogger):
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
-            self._kept = threading.local()
+            self._kept: dict[int, deque[str]] = {}
 
         def log(self, severity: Any, msg: str) -> None:
-            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                self._kept.errors = [*getattr(self._kept, "errors", []), msg][-5:]
-                LOG.debug("%s", msg)
-            elif severity == trt.ILogger.WARNING:
-                LOG.warning("%s", msg)
-            else:
-                LOG.debug("%s", msg)
+            if severity in errors:
+                self._kept.setdefault(threading.get_ident(), deque(maxlen=KEPT)).append(" ".join(msg.split()))
+            LOG.log(logging.INFO if severity in shown else logging.DEBUG, "%s", msg)
 
         def take(self) -> str:
-            errors, self._kept.errors = getattr(self._kept, "errors", []), []
-            return " ".join(" ".join(errors).split()) or "it gives no reason"
+            """The errors of this thread, or, where it said none, of those that TensorRT works on."""
+            thread = threading.get_ident()
+            if thread not in self._kept:
+                thread = next(reversed([*self._kept]), thread)
+            return "; ".join(self._kept.pop(thread, ())) or "it gives no reason"
 
     return Log()

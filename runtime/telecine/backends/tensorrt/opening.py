@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
-import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from pathlib import Path
 from telecine.backends.cuda.device import Device
 from telecine.backends.tensorrt.library import Library, library_for
 from telecine.bundle import PIECE, Bundle
-from telecine.engine import Sidecar, sidecar_path
+from telecine.engine import Sidecar, sidecar_path, this_platform
 from telecine.errors import EngineError
 
 BUILD = "Run: telecine build BUNDLE"
@@ -99,7 +98,7 @@ def check_machine(path: Path, sidecar: Sidecar, device: Device) -> None:
     Raises:
         EngineError: the plan is for another platform, or for GPUs of another compute capability.
     """
-    here = f"{platform.system()}-{platform.machine()}".lower()
+    here = this_platform()
     if sidecar.platform != here:
         raise EngineError(f"{path} is for {sidecar.platform}", expected=here, fix=f"{BUILD} on this machine.")
     if not _runs_on(sidecar, device.compute_capability):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from telecine.axes import Shape
-from telecine.engine import Range
+from telecine.axes import Shape, bind_axes
+from telecine.engine import Range, Sidecar
 from telecine.errors import EngineError
 from telecine.manifest import TensorSpec
 
@@ -25,6 +25,13 @@ def choose_profile(profiles: Sequence[Profile], inputs: Mapping[str, TensorSpec]
     if not covering:
         raise _not_covered(profiles, inputs, shapes)
     return min(covering, key=lambda index: _distance(profiles[index], shapes))
+
+
+def largest_sizes(sidecar: Sidecar) -> dict[str, int]:
+    """The largest size of each axis by symbol, in the profile that takes the most."""
+    profile = max(sidecar.profiles, key=lambda each: sum(math.prod(limits.max) for limits in each.values()))
+    ranged = [spec for spec in sidecar.inputs if spec.name in profile]
+    return bind_axes(ranged, {spec.name: profile[spec.name].max for spec in ranged})
 
 
 def _outside(profile: Profile, shapes: Mapping[str, Shape]) -> list[tuple[str, int]]:

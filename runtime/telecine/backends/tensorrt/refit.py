@@ -37,7 +37,20 @@ class BundleWeights:
         return self._found
 
     def read(self, names: Iterable[str]) -> dict[str, npt.NDArray[Any]]:
-        """The bundle's own values, as NumPy arrays or raw bits where NumPy has no such type."""
+        """The bundle's own values, as NumPy arrays or raw bits where NumPy has no such type.
+
+        Raises:
+            BackendError: the graph has no such weights: those of the engine have names of TensorRT's own.
+            BundleError: as `initializers`.
+        """
+        names = list(names)
+        unknown = [name for name in names if name not in self.initializers]
+        if unknown:
+            raise BackendError(
+                f"the engine has weights called {', '.join(unknown[:5])}",
+                expected="names of the bundle's graph",
+                fix="Run: telecine build BUNDLE",
+            )
         return {name: self.initializers[name].read() for name in names}
 
 

@@ -83,7 +83,7 @@ def run(
         logger.warning("num_frames is %d: making %d frames", request.num_frames, sizes.first.num_frames)
     first = request.changed(**dataclasses.asdict(sizes.first), output_type="latent", seed=request.seeds())
     refinement = {**second.refinement, **dataclasses.asdict(sizes.second), "output_type": request.output_type}
-    _check_stages(first, first.changed(**refinement), host)
+    _check_stages(models, first, first.changed(**refinement), host)
 
     coarse = spec.run(models, first, stage=_named("first", stage), callback=callback)
     assert coarse.latents is not None
@@ -118,13 +118,13 @@ def _check(request: Request, host: Host) -> None:
         )
 
 
-def _check_stages(first: Request, second: Request, host: Host) -> None:
+def _check_stages(models: Models, first: Request, second: Request, host: Host) -> None:
     """Refuse now what a stage would refuse: not after the minutes of the first."""
     for request in (first, second):
         latent = VideoShape(num_frames=request.num_frames, height=request.height, width=request.width).latent(host.grid)
         planned = condition_schedule(request, host, latent)
         request_guidance(request, planned.sigmas[:-1], host)
-        DecodeSettings.of(request, host, latent)
+        DecodeSettings.of(models, request, host, latent)
     steps = second.num_inference_steps if second.timesteps is None else len(second.timesteps)
     check(
         int(steps * second.denoise_strength) >= 1,

@@ -51,7 +51,8 @@ def _denoised(workload: Workload, host: Host) -> AxisRanges:
 
 
 def _vae_decoder(workload: Workload, host: Host) -> list[AxisRanges]:
-    return [_tiles(workload, host) | {"batch": _videos(workload)}]
+    # Tiles are decoded one video at a time.
+    return [_tiles(workload, host) | {"batch": AxisRange(1, *[workload.videos[1]] * 2)}]
 
 
 def _vae_encoder(workload: Workload, host: Host) -> list[AxisRanges]:

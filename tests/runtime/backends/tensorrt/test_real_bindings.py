@@ -17,8 +17,8 @@ from doubles.bindings import stub_libraries
 
 REFUSAL = """
 import mmap, sys
-from telecine.backends.tensorrt.library import _load
-library = _load("tensorrt_rtx")
+from telecine.backends.tensorrt.library import load_library
+library = load_library("tensorrt_rtx")
 runtime = library.module.Runtime(library.log)
 with open(sys.argv[1], "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
     assert runtime.deserialize_cuda_engine(content) is None
