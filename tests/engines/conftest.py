@@ -22,16 +22,22 @@ def precision_bundle(
     def get(precision: str) -> Bundle:
         if precision == "fp32":
             return Bundle.open(upscaler_bundle)
-        return Bundle.open(shared(f"upscaler-bundle-{precision}", lambda path: export(path, precision)))
+        return Bundle.open(shared("upscaler-bundles", export_all) / precision)
 
-    def export(path: Path, precision: str) -> None:
+    def export_all(folder: Path) -> None:
+        """Of one trace, which takes most of the time."""
         from telecine_export.export import export_bundle
+        from telecine_export.precision.typed import Traces
         from telecine_export.source import open_source
         from telecine_export.upscaler import with_upscaler
 
         source: Any = with_upscaler(open_source(str(tiny_source)), str(tiny_upscaler))
-        reference = upscaler_bundle if precision == "fp8" else None
-        export_bundle(source, path, precision=precision, gate=None, reference=reference)
+        traces = Traces(23)
+        for precision in ("fp16", "bf16", "fp8"):
+            reference = upscaler_bundle if precision == "fp8" else None
+            export_bundle(
+                source, folder / precision, precision=precision, gate=None, reference=reference, traces=traces
+            )
 
     return get
 

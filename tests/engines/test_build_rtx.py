@@ -176,7 +176,9 @@ def test_estimates_are_near_what_is_built(built: Callable[[str], tuple[Bundle, B
     *_, frames, height, width = planned.plans[index].profiles[0]["latents"].max
     assert planned.activations[index] >= 2 * 4 * 3 * (8 * frames - 7) * 32 * height * 32 * width
     half = plan_engines(dataclasses.replace(request, bundle=built("fp16")[0]))
-    assert half.activations[index] < 0.8 * planned.activations[index]
+    # The decoder ends in float32, and the others hold much of theirs in it.
+    assert all(less <= full for less, full in zip(half.activations, planned.activations, strict=True))
+    assert sum(half.activations) < sum(planned.activations)
 
 
 def test_options_that_need_no_gpu_build(precision_bundle: Callable[[str], Bundle], tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from telecine.backends.base import Buffer
 from telecine.bundle import Bundle
-from telecine.errors import RequestError
+from telecine.errors import RequestError, SourceError
 from telecine.pipeline import Pipeline
 from telecine_export.graphs import GraphSpec
 from telecine_export.precision.assign import halved
@@ -90,6 +90,12 @@ def calibrate(
         name, amax = spec.component, found[spec.component, spec.role]
         plan = dataclasses.replace(ready[name], amax={**ready[name].amax, spec.role: amax})
         errors = sensitivity(reference, spec, traces, plan, trial)
+        if not errors:
+            raise SourceError(
+                f"fp8 for {name}: none of its products can be quantised",
+                expected="linear layers that the family's policy names",
+                fix=f"Export it at fp16: --component {name}=fp16.",
+            )
         typical = median(errors.values())
         sensitive = {module for module, error in errors.items() if error > SENSITIVE * typical}
         ready[name] = dataclasses.replace(plan, kept=plan.kept | sensitive)

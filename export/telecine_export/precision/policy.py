@@ -84,8 +84,8 @@ class Policy:
         return int(found[1]) if found else None
 
     def edge_blocks(self, depth: int) -> frozenset[int]:
-        """The first and last blocks, `edge_share` of the depth at each end and at least one where there is a share."""
-        count = max(1, round(depth * self.edge_share)) if self.edge_share else 0
+        """The first and last blocks: `edge_share` of the depth at each end, at least one, but never all of them."""
+        count = min(max(1, round(depth * self.edge_share)), (depth - 1) // 2) if self.edge_share and depth else 0
         return frozenset(range(count)) | frozenset(range(depth - count, depth))
 
 

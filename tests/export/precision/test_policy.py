@@ -59,7 +59,10 @@ def test_every_rule_has_a_reason() -> None:
         assert all(len(each.reason) > 20 for each in (*policy.rules, *policy.quantised))
 
 
-@pytest.mark.parametrize(("depth", "edges"), [(6, {0, 5}), (28, {0, 1, 26, 27}), (48, {0, 1, 2, 45, 46, 47})])
+@pytest.mark.parametrize(
+    ("depth", "edges"),
+    [(1, set()), (2, set()), (3, {0, 2}), (6, {0, 5}), (28, {0, 1, 26, 27}), (48, {0, 1, 2, 45, 46, 47})],
+)
 def test_edge_blocks_follow_the_depth(depth: int, edges: set[int]) -> None:
     assert POLICIES["transformer"].edge_blocks(depth) == edges
 
