@@ -131,3 +131,6 @@ class _TrialBackend:
         if (component, role) in self._given:
             return self._given[component, role]
         return open_graph(self._others.get(component, self._reference), component, role, as_gpu=self._as_gpu)
+
+    def limits(self, component: str, role: str) -> None:
+        return None
