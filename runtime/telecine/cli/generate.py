@@ -19,6 +19,7 @@ from telecine.cli.outputs import (
     load,
     numbers,
     one_or_many,
+    output_options,
     read_arrays,
     report,
     runtime_options,
@@ -46,13 +47,6 @@ def _blocks(_: click.Context, __: click.Parameter, text: str | None) -> list[int
 
 @main.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    required=True,
-    help=".mp4, .webm, .gif, a PNG sequence as FOLDER/%05d.png; .safetensors for latents.",
-)
 @click.option("--prompt", multiple=True, help="Text; repeat for a batch.")
 @click.option("--negative-prompt", multiple=True, help="One for all prompts, or one each.")
 @click.option("--height", type=int, help="Pixels, on the grid of 32; any in two stages.")
@@ -69,7 +63,6 @@ def _blocks(_: click.Context, __: click.Parameter, text: str | None) -> list[int
 @click.option("--stg-mode", help="attention_values (the default), attention_skip or transformer_block.")
 @click.option("--stg-blocks", callback=_blocks, help="Blocks to perturb: 19; a list a step: 11,25;28")
 @click.option("--num-videos-per-prompt", type=int)
-@click.option("--seed", type=int, multiple=True, help="One for all videos, or one a video. Default: random.")
 @click.option("--image", "images", multiple=True, help="FILE[@FRAME[:STRENGTH]]; FILE alone is the first frame.")
 @click.option("--video", "videos", multiple=True, help="FILE[@FRAME[:STRENGTH]]: a video from that frame on.")
 @click.option("--image-cond-noise-scale", type=float, help="Noise on held frames, against a frozen look.")
@@ -84,10 +77,7 @@ def _blocks(_: click.Context, __: click.Parameter, text: str | None) -> list[int
     type=click.Path(path_type=Path),
     help="Instead of text: prompt_embeds, prompt_attention_mask and negative_... in a safetensors.",
 )
-@click.option("--decode-timestep", callback=numbers, help="Of the decoder; one, or one a video: 0.05,0.03")
-@click.option("--decode-noise-scale", callback=numbers, help="Default: the decode timestep.")
 @click.option("--max-sequence-length", type=int, help="Text length in tokens.")
-@click.option("--output-type", type=click.Choice(["uint8", "latent"]), default="uint8", show_default=True)
 @click.option(
     "--second-stage",
     multiple=True,
@@ -99,7 +89,7 @@ def _blocks(_: click.Context, __: click.Parameter, text: str | None) -> list[int
 @click.option("--preset", help="A preset of the bundle, such as recommended.")
 @click.option("--pipeline", help="Host math of another diffusers pipeline class than the source's.")
 @click.option("--file-frame-rate", type=float, help="Of the file. Default: the request's frame rate.")
-@click.option("--quality", type=int, help="CRF of mp4 and webm: lower is better.")
+@output_options
 @tiling_options
 @runtime_options
 @json_option

@@ -42,6 +42,26 @@ def runtime_options(command: F) -> F:
     return command
 
 
+def output_options(command: F) -> F:
+    """Add the options of decoding and of the file that `generate` and `upscale` share."""
+    for option in (
+        click.option("--quality", type=int, help="CRF of mp4 and webm: lower is better."),
+        click.option("--output-type", type=click.Choice(["uint8", "latent"]), default="uint8", show_default=True),
+        click.option("--seed", type=int, multiple=True, help="One for all videos, or one a video. Default: random."),
+        click.option("--decode-noise-scale", callback=numbers, help="Default: the decode timestep."),
+        click.option("--decode-timestep", callback=numbers, help="Of the decoder; one, or one a video: 0.05,0.03"),
+        click.option(
+            "-o",
+            "--output",
+            type=click.Path(path_type=Path),
+            required=True,
+            help=".mp4, .webm, .gif, a PNG sequence as FOLDER/%05d.png; .safetensors for latents.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 def tiling_options(command: F) -> F:
     """Add the options of tiles and memory that `generate` and `upscale` share."""
     for option in (
