@@ -20,6 +20,7 @@ from telecine.manifest import FILE_NAME, FORMAT, Component, FileEntry, Graph, Ma
 from telecine_export.families import family_of
 from telecine_export.graphs import GraphSpec
 from telecine_export.memory import PeakMemory
+from telecine_export.onnxruntime_cpu import for_onnxruntime_cpu
 from telecine_export.source import Source
 from telecine_export.tokenizer import save_tokenizer_json
 from telecine_export.trace import trace
@@ -145,7 +146,12 @@ def export_component(
                 weights.attach(model)
                 path = home / f"{spec.role}.onnx"
                 ir.save(model, path)
-                graphs[spec.role] = _graph(folder, path, model)
+                beside = None
+                own = for_onnxruntime_cpu(model) if precision == "fp32" else None
+                if own is not None:
+                    beside = home / f"{spec.role}.onnxruntime-cpu.onnx"
+                    ir.save(own, beside)
+                graphs[spec.role] = _graph(folder, path, model, beside)
             written = weights.finish()
         for role in graphs:
             onnx.checker.check_model(str(home / f"{role}.onnx"))
@@ -161,11 +167,12 @@ def export_component(
     return Component(precision=precision, opset=opset, parameters=written.parameters, weights=entry, graphs=graphs)
 
 
-def _graph(folder: Path, path: Path, model: ir.Model) -> Graph:
+def _graph(folder: Path, path: Path, model: ir.Model, onnxruntime_cpu: Path | None) -> Graph:
     return Graph(
         file=_entry(folder, path),
         inputs=tuple(_tensor(value) for value in model.graph.inputs),
         outputs=tuple(_tensor(value) for value in model.graph.outputs),
+        onnxruntime_cpu=onnxruntime_cpu and _entry(folder, onnxruntime_cpu),
     )
 
 

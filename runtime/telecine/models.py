@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from telecine.backends.base import Session
@@ -12,6 +13,7 @@ from telecine.backends.onnxruntime import OnnxRuntimeOptions, OnnxRuntimeSession
 from telecine.bundle import Bundle
 from telecine.errors import BundleError, RequestError
 from telecine.families import FAMILIES
+from telecine.families.base import Stage
 from telecine.tokenizer import Tokenizer
 
 
@@ -39,6 +41,7 @@ class LoadedModels:
         self.bundle, self._device, self._options = bundle, device, options
         self._shared = shared or _Shared()
         self._sessions: dict[tuple[str, str], Session] = {}
+        self._stage: Stage = nullcontext
         self._closed = False
 
     @property
@@ -61,9 +64,19 @@ class LoadedModels:
             if key not in self._sessions:
                 family = self._shared.sessions.setdefault(key, weakref.WeakSet())
                 relative = next((session for session in family if not session.closed), None)
-                self._sessions[key] = relative.clone() if relative else self._load(component, role)
+                with self._stage("load"):
+                    self._sessions[key] = relative.clone() if relative else self._load(component, role)
                 family.add(self._sessions[key])
             return self._sessions[key]
+
+    @contextmanager
+    def timed(self, stage: Stage) -> Iterator[None]:
+        """Within this, loading a network is `stage("load")`."""
+        self._stage = stage
+        try:
+            yield
+        finally:
+            self._stage = nullcontext
 
     def require(self, component: str) -> None:
         """

@@ -149,9 +149,10 @@ def _fill(record: Record, calls: list[Call], decodes: list[Call], sigmas: list[f
     """Put what both sides record alike, from calls at the networks' boundaries, into the record."""
     if calls:
         first = calls[0]
-        record["prompt_embeds"] = {
-            "embeddings": first["encoder_hidden_states"], "mask": first["encoder_attention_mask"],
-        }  # fmt: skip
+        # The bundle's run leaves out the last columns, where all texts are padding.
+        mask = first["encoder_attention_mask"]
+        used = np.flatnonzero(mask.any(axis=0))[-1] + 1
+        record["prompt_embeds"] = {"embeddings": first["encoder_hidden_states"][:, :used], "mask": mask[:, :used]}
         record["noise"] = {"initial latents": first["hidden_states"]}
     if latents:
         # (steps, passes * B) timesteps: the graph takes them with a last axis of 1, torch without.

@@ -70,7 +70,8 @@ class OnnxRuntimeSession(Session):
 
     @classmethod
     def load(cls, graph: Graph, path: Path, *, device: str, options: OnnxRuntimeOptions) -> OnnxRuntimeSession:
-        """
+        """`path` is that of the graph's file; the CPU provider gets the one beside it that is made for it, if any.
+
         Raises:
             BackendError: ONNX Runtime is missing, refuses the graph, or lacks the device.
         """
@@ -82,6 +83,8 @@ class OnnxRuntimeSession(Session):
         settings.enable_mem_pattern = options.memory_pattern
         settings.log_severity_level = 4  # fatal: its errors come as exceptions too, and need not be said twice
         wanted = _providers(ort, device, options)
+        if graph.onnxruntime_cpu is not None and wanted == [CPU]:
+            path = path.with_name(Path(graph.onnxruntime_cpu.path).name)
         with _translated(f"loading {path}"):
             # Its fallback prints to stdout and retries on the CPU without saying so to the caller.
             session = ort.InferenceSession(str(path), settings, providers=wanted, enable_fallback=0)

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from telecine.backends.base import Session
+from telecine.families.base import Stage
 from telecine.families.ltx_video.host import Host
 from telecine.guidance import Pass, StepGuidance
 from telecine.rope import RopeTables
@@ -32,10 +33,12 @@ class BoundTransformer:
         latents_shape: tuple[int, ...],
         passes: tuple[Pass, ...],
         timestep_tokens: int = 1,
+        *,
+        stage: Stage,
     ) -> None:
         self._batch, tokens, channels = latents_shape
         rows = len(passes) * self._batch
-        self._session, self._blocks, self._passes = session, host.transformer_blocks, passes
+        self._session, self._blocks, self._passes, self._stage = session, host.transformer_blocks, passes, stage
         # B rows a pass. A step's passes are neighbours: it binds a range of rows, and nothing is copied.
         self._rows: dict[str, Array] = {
             "hidden_states": np.empty((rows, tokens, channels), np.float32),
@@ -64,7 +67,8 @@ class BoundTransformer:
         self._bound["hidden_states"].reshape(-1, *latents.shape)[:] = latents
         self._bound["timestep"][:] = timestep
         self._stg_mode[:] = guided.stg_modes(self._blocks, self._batch)
-        self._session.enqueue()
+        with self._stage("network"):
+            self._session.enqueue()
         return self._bound["velocity"]
 
     def __enter__(self) -> BoundTransformer:
