@@ -112,9 +112,7 @@ def _only_user(node: ir.Node | None, op_type: str) -> ir.Node | None:
     return users[0] if len(users) == 1 and users[0].op_type == op_type else None
 
 
-def _replace(
-    graph: ir.Graph, last: ir.Node, op_type: str, inputs: list[ir.Value], attributes: dict[str, int]
-) -> None:
+def _replace(graph: ir.Graph, last: ir.Node, op_type: str, inputs: list[ir.Value], attributes: dict[str, int]) -> None:
     """One node of ONNX Runtime's instead of those that end in `last`."""
     old = last.outputs[0]
     new = ir.node(op_type, inputs, attributes=attributes, domain=DOMAIN, name=f"{last.name}_{op_type}")

@@ -28,8 +28,8 @@ class Result:
     """What a run made.
 
     `frames`: (B, num_frames, height, width, 3), float32 in [0, 1] or uint8. `latents`: as the same diffusers pipeline
-    returns them. `timings`: seconds by stage; "network" is the transformer's part of "denoise". `seeds`: what to pass to
-    get the same video again.
+    returns them. `timings`: seconds by stage; "network" is the transformer's part of "denoise". `seeds`: what to pass
+    to get the same video again.
     """
 
     frames: Array | None
