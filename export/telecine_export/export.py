@@ -172,7 +172,7 @@ def _graph(folder: Path, path: Path, model: ir.Model, onnxruntime_cpu: Path | No
         file=_entry(folder, path),
         inputs=tuple(_tensor(value) for value in model.graph.inputs),
         outputs=tuple(_tensor(value) for value in model.graph.outputs),
-        onnxruntime_cpu=onnxruntime_cpu and _entry(folder, onnxruntime_cpu),
+        onnxruntime_cpu=None if onnxruntime_cpu is None else _entry(folder, onnxruntime_cpu),
     )
 
 

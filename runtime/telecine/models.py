@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from telecine.backends.base import Session
@@ -15,6 +15,10 @@ from telecine.errors import BundleError, RequestError
 from telecine.families import FAMILIES
 from telecine.families.base import Stage
 from telecine.tokenizer import Tokenizer
+
+
+def _untimed(stage: str) -> AbstractContextManager[None]:
+    return nullcontext()
 
 
 class _Shared:
@@ -41,7 +45,7 @@ class LoadedModels:
         self.bundle, self._device, self._options = bundle, device, options
         self._shared = shared or _Shared()
         self._sessions: dict[tuple[str, str], Session] = {}
-        self._stage: Stage = nullcontext
+        self._stage: Stage = _untimed
         self._closed = False
 
     @property
@@ -76,7 +80,7 @@ class LoadedModels:
         try:
             yield
         finally:
-            self._stage = nullcontext
+            self._stage = _untimed
 
     def require(self, component: str) -> None:
         """

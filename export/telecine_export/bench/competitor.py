@@ -56,7 +56,7 @@ class Diffusers:
 
 
 class _Stages:
-    """Wall seconds by stage of one generation; "denoise" is from the network's first call to the end of the last step."""
+    """Wall seconds by stage of one generation; "denoise" is from the network's first call to the last step's end."""
 
     def __init__(self) -> None:
         self.begin()

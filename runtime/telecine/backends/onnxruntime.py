@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ class OnnxRuntimeSession(Session):
         settings.log_severity_level = 4  # fatal: its errors come as exceptions too, and need not be said twice
         wanted = _providers(ort, device, options)
         if graph.onnxruntime_cpu is not None and wanted == [CPU]:
-            path = path.with_name(Path(graph.onnxruntime_cpu.path).name)
+            path = path.parents[len(Path(graph.file.path).parts) - 1] / graph.onnxruntime_cpu.path
         with _translated(f"loading {path}"):
             # Its fallback prints to stdout and retries on the CPU without saying so to the caller.
             session = ort.InferenceSession(str(path), settings, providers=wanted, enable_fallback=0)
@@ -177,17 +178,21 @@ def _providers(ort: Any, device: str, options: OnnxRuntimeOptions) -> list[Any]:
     return wanted
 
 
+@cache
+def _faults() -> tuple[type[Exception], ...]:
+    """All that this version has: versions differ, and a name that one lacks would hide the fault itself."""
+    import onnxruntime.capi.onnxruntime_pybind11_state as state
+
+    own = (kind for kind in vars(state).values() if isinstance(kind, type) and issubclass(kind, Exception))
+    return (*own, RuntimeError, MemoryError)
+
+
 @contextmanager
 def _translated(doing: str) -> Iterator[None]:
     """ONNX Runtime's exceptions, which share no base class but Exception, as BackendError."""
-    import onnxruntime.capi.onnxruntime_pybind11_state as state
-
-    # All that this version has: versions differ, and a name that one lacks would hide the fault itself.
-    own = (kind for kind in vars(state).values() if isinstance(kind, type) and issubclass(kind, Exception))
-    faults: tuple[type[Exception], ...] = (*own, RuntimeError, MemoryError)
     try:
         yield
-    except faults as error:
+    except _faults() as error:
         text = " ".join(str(error).split())
         if isinstance(error, MemoryError) or any(words in text.lower() for words in OUT_OF_MEMORY):
             raise out_of_memory(f"ONNX Runtime, {doing}: {text}") from error

@@ -12,7 +12,8 @@ def as_text(results: Mapping[str, Any]) -> str:
     """Tables of what was measured, a competitor a column."""
     machine, settings = results["machine"], results["settings"]
     lines = [
-        f"{machine['processor']}, threads {settings['threads']} of {machine['cores']}, load {machine['load_average']:.1f}",
+        f"{machine['processor']}, {settings['threads']} threads, {machine['cores']} cores, "
+        f"load {machine['load_average']:.1f}",
         f"{settings['width']}x{settings['height']}x{settings['num_frames']}, {settings['num_inference_steps']} steps, "
         f"guidance {settings['guidance_scale']:g}; medians of {settings['repeats']}, quartiles in brackets",
         "",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from telecine.bench.settings import Settings
     from telecine.bundle import Bundle
 
+FEWEST_TOKENS = 512  # the second size of a sweep
 TEXT_LENGTH = 128  # diffusers' default of max_sequence_length, padding included
 
 
@@ -56,7 +57,7 @@ def bench(
 
     settings = Settings(threads=threads or len(os.sched_getaffinity(0)), **parameters)
     _check(against, {"--compile": compiled, "--roofline": roofline})
-    _check_files(most_tokens, plot, output)
+    _check_sweep_and_files(most_tokens, plot, output)
     opened = Bundle.open(bundle)
     asked = Measurement(
         competitors=[
@@ -92,10 +93,14 @@ def _check(against: str | None, needing: dict[str, bool]) -> None:
             )
 
 
-def _check_files(most_tokens: int | None, plot: Path | None, output: Path | None) -> None:
-    """Refuse, before the minutes of measuring, files that could not be written after."""
+def _check_sweep_and_files(most_tokens: int | None, plot: Path | None, output: Path | None) -> None:
+    """Refuse, before the minutes of measuring, what there would be nothing of, or no file for."""
     from telecine.atomic import check_writable
 
+    if most_tokens is not None and most_tokens < FEWEST_TOKENS:
+        raise RequestError(
+            f"--sweep {most_tokens}", expected=f"{FEWEST_TOKENS} tokens or more: two sizes", fix="Use --sweep 4096."
+        )
     if plot is not None and most_tokens is None:
         raise RequestError("--plot without --sweep", expected="a sweep to draw", fix="Add --sweep 4096.")
     for path, suffix in ((plot, ".svg"), (output, ".json")):
