@@ -8,6 +8,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --con
 MODEL    ?=
 PROMPT   ?= a red ball rolls slowly to the left over a green floor
 GENERATE ?=
+BENCH    ?=
 # make test ARGS="-k noise -x"
 ARGS     ?=
 
@@ -31,7 +32,11 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-build-engines bench:
+# make bench BENCH="--only medium --threads 1"
+bench: $(VENV)/.demo
+	$(BIN)/python scripts/run_benchmarks.py $(BENCH)
+
+build-engines:
 	@echo "make $@: not built yet. ONNX Runtime is this version's only backend; see README.md." >&2
 	@exit 1
 
