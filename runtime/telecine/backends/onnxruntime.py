@@ -128,6 +128,12 @@ class OnnxRuntimeSession(Session):
                     self._binding.bind_cpu_input(name, self._bound[name])
             self._session.run_with_iobinding(self._binding)
 
+    @property
+    def batch_pays(self) -> bool:
+        """Not on a CPU: one row fills it."""
+        self.check_open()
+        return bool(self._session.get_providers() != [CPU])
+
     def clone(self) -> OnnxRuntimeSession:
         self.check_open()
         return OnnxRuntimeSession(self._graph, self._session)
