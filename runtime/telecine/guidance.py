@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.float32]
-PIECE = 1 << 14  # values that are widened to float64 at a time
+PIECE = 1 << 13  # values that are widened to float64 at a time: too few for BLAS to wake its threads, which costs more
 Pass = Literal["negative", "positive", "perturbed"]
 
 # The order of a batch's passes. The perturbed one attends to the positive prompt.

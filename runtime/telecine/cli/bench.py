@@ -73,7 +73,7 @@ def bench(
     )
     results = measure(opened, settings, asked, progress=lambda text: click.echo(text, err=True))
     if output:
-        _write(output, json.dumps(results, indent=1) + "\n")
+        _write(output, _as_json(results))
     if plot:
         from telecine.bench.plot import as_svg
 
@@ -150,6 +150,21 @@ def _step_flops(bundle: Bundle, against: str, settings: Settings) -> int:
     video = VideoShape(num_frames=settings.num_frames, height=settings.height, width=settings.width)
     passes = 2 if settings.guidance_scale > 1 else 1
     return step_flops(against, video.latent(grid), batch=passes, text_length=TEXT_LENGTH)
+
+
+def _as_json(results: dict[str, Any]) -> str:
+    """A kind of result a line, five digits of every number: a file to keep, and to compare with the next one."""
+
+    def rounded(value: Any) -> Any:
+        if isinstance(value, float):
+            return float(f"{value:.5g}")
+        if isinstance(value, dict):
+            return {key: rounded(each) for key, each in value.items()}
+        return [rounded(each) for each in value] if isinstance(value, (list, tuple)) else value
+
+    return (
+        "{\n" + ",\n".join(f"{json.dumps(key)}: {json.dumps(rounded(each))}" for key, each in results.items()) + "\n}\n"
+    )
 
 
 def _write(path: Path, text: str) -> None:
