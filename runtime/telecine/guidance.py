@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.float32]
-PIECE = 1 << 13  # values that are widened to float64 at a time: too few for BLAS to wake its threads, which costs more
+PIECE = 1 << 15  # values that are widened to float64 at a time: they stay in a cache
 Pass = Literal["negative", "positive", "perturbed"]
 
 # The order of a batch's passes. The perturbed one attends to the positive prompt.
