@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 Array = npt.NDArray[np.float32]
 PIECE = 1 << 15  # values that are widened to float64 at a time: they stay in a cache
+DOT = 1 << 13  # values of a product that OpenBLAS keeps on one thread (it uses more above 10,000)
 Pass = Literal["negative", "positive", "perturbed"]
 
 # The order of a batch's passes. The perturbed one attends to the positive prompt.
@@ -143,9 +144,18 @@ def _deviation(values: Array) -> npt.NDArray[np.float64]:
             np.copyto(piece, part)
             piece -= row[0]  # near the mean: what is squared stays small, and equal values deviate by exactly 0
             total += float(piece.sum())
-            squares += float(piece @ piece)
+            squares += _squares(piece)
         variances[index] = (squares - total * total / row.size) / (row.size - 1)
     return np.sqrt(np.maximum(variances, 0))
+
+
+def _squares(values: npt.NDArray[np.float64]) -> float:
+    """The sum of the squares of (N,) values, in products that BLAS does not wake its threads for.
+
+    On a busy machine it waits milliseconds for them.
+    """
+    parts = (values[start : start + DOT] for start in range(0, values.size, DOT))
+    return sum(float(part @ part) for part in parts)
 
 
 def _per_video(factors: npt.NDArray[np.float64], axes: int) -> Array:
