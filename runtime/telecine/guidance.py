@@ -41,8 +41,9 @@ class StepGuidance:
     @property
     def passes(self) -> tuple[Pass, ...]:
         """What the network runs on each video, in the order of the batch."""
-        needed = {"negative": self.scale > 1, "positive": True, "perturbed": self.stg_scale > 0}
-        return tuple(each for each in PASSES if needed[each])
+        before: tuple[Pass, ...] = ("negative",) if self.scale > 1 else ()
+        after: tuple[Pass, ...] = ("perturbed",) if self.stg_scale > 0 else ()
+        return (*before, "positive", *after)
 
     def stg_modes(self, blocks: int, batch: int) -> npt.NDArray[np.int32]:
         """(blocks, passes * B) modes of the transformer's blocks: zeros but for the perturbed pass's rows."""
@@ -53,9 +54,10 @@ class StepGuidance:
 
     def combine(self, velocities: Array) -> Array:
         """(passes * B, T, C) velocities, in the passes' order → (B, T, C)."""
-        if len(self.passes) == 1:
+        passes = self.passes
+        if len(passes) == 1:
             return velocities
-        given = dict(zip(self.passes, np.split(velocities, len(self.passes)), strict=True))
+        given = dict(zip(passes, velocities.reshape(len(passes), -1, *velocities.shape[1:]), strict=True))
         guided = cond = given["positive"]
         if "negative" in given:
             uncond = project(given["negative"], cond) if self.cfg_star else given["negative"]

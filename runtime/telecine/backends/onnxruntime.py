@@ -68,6 +68,7 @@ class OnnxRuntimeSession(Session):
         # IO binding keeps addresses only: these references keep the arrays alive.
         self._bound: dict[str, Buffer] = {}
         self._checked = False  # whether what is bound fits together
+        self._on_cpu: bool = session.get_providers() == [CPU]
 
     @classmethod
     def load(cls, graph: Graph, path: Path, *, device: str, options: OnnxRuntimeOptions) -> OnnxRuntimeSession:
@@ -122,7 +123,7 @@ class OnnxRuntimeSession(Session):
             self.check_bound(self._bound)
             self._checked = True
         with _translated("running"):
-            if self._session.get_providers() != [CPU]:
+            if not self._on_cpu:
                 # For another device an input is copied when it is bound, and its buffer may have changed since.
                 for name in self.inputs:
                     self._binding.bind_cpu_input(name, self._bound[name])
@@ -131,8 +132,7 @@ class OnnxRuntimeSession(Session):
     @property
     def batch_pays(self) -> bool:
         """Not on a CPU: one row fills it."""
-        self.check_open()
-        return bool(self._session.get_providers() != [CPU])
+        return not self._on_cpu
 
     def clone(self) -> OnnxRuntimeSession:
         self.check_open()

@@ -52,8 +52,20 @@ class BoundTransformer:
             "velocity": np.empty((rows, tokens, channels), np.float32),
         }
         self._bound_passes: tuple[Pass, ...] = ()
+        self._guided: StepGuidance | None = None
         for name, table in {"rope_cos": rope.cos, "rope_sin": rope.sin, "rope_index": rope.index}.items():
             session.bind(name, table)
+
+    def _guide(self, guided: StepGuidance) -> None:
+        """What one step's guidance asks for, which is often the next one's too."""
+        self._guided, passes = guided, guided.passes
+        rows = self._rows_of(passes)
+        tokens, channels = self._rows["hidden_states"].shape[1:]
+        self._hidden_states = self._rows["hidden_states"][rows].reshape(len(passes), -1, tokens, channels)
+        self._timestep, self._velocity = self._rows["timestep"][rows], self._rows["velocity"][rows]
+        modes = guided.stg_modes(self._blocks, self._batch).reshape(self._blocks, len(passes), self._batch)
+        calls = (slice(first, first + self._at_once) for first in range(0, len(passes), self._at_once))
+        self._calls = [(passes[call], modes[:, call].reshape(self._blocks, -1)) for call in calls]
 
     def _rows_of(self, passes: tuple[Pass, ...]) -> slice:
         first = self._passes.index(passes[0]) * self._batch
@@ -69,18 +81,17 @@ class BoundTransformer:
         self._session.bind("stg_mode", self._stg_mode)
 
     def __call__(self, latents: Array, timestep: np.float32 | Array, guided: StepGuidance) -> Array:
-        rows = self._rows_of(guided.passes)
-        self._rows["hidden_states"][rows].reshape(-1, *latents.shape)[:] = latents
-        self._rows["timestep"][rows] = timestep
-        modes = guided.stg_modes(self._blocks, self._batch)
-        for first in range(0, len(guided.passes), self._at_once):
-            passes = guided.passes[first : first + self._at_once]
+        if guided != self._guided:
+            self._guide(guided)
+        self._hidden_states[:] = latents
+        self._timestep[:] = timestep
+        for passes, modes in self._calls:
             if passes != self._bound_passes:
                 self._bind(passes)
-            self._stg_mode[:] = modes[:, first * self._batch : (first + len(passes)) * self._batch]
+            self._stg_mode[:] = modes
             with self._stage("network"):
                 self._session.enqueue()
-        return self._rows["velocity"][rows]
+        return self._velocity
 
     def __enter__(self) -> BoundTransformer:
         return self
