@@ -8,11 +8,15 @@ Models and bundles are made under `bundles/` where they are missing.
 from __future__ import annotations
 
 import argparse
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 from demo_model.settings import CHECKPOINT
+
+from telecine.atomic import atomic_folder
 
 ROOT = Path(__file__).parents[1]
 TELECINE = str(Path(sys.executable).with_name("telecine"))
@@ -24,7 +28,7 @@ SIDE_BY_SIDE = ["--compile", "--roofline", "--fresh", "3"]
 BENCHMARKS = {
     "demo": ("demo", [*DEMO_SIZE, *SIDE_BY_SIDE, "--repeats", "9", "--installed", "--host"]),
     "medium": ("medium", [*MEDIUM_SIZE, *SIDE_BY_SIDE, "--repeats", "5"]),
-    "growth": ("demo", [*DEMO_SIZE, "--repeats", "1", "--sweep", "16384"]),
+    "growth": ("long", [*DEMO_SIZE, "--repeats", "1", "--sweep", "16384"]),
 }
 
 
@@ -46,13 +50,24 @@ def main() -> None:
 
 
 def checkpoint(model: str) -> Path:
-    """Where a model's weights are; the medium one's are made."""
+    """Where a model's weights are; all but the demo model's are made."""
     if model == "demo":
         return CHECKPOINT
-    made = BUNDLES / "medium-source"
-    if not (made / "model_index.json").exists():  # the last file of a checkpoint
+    made = BUNDLES / f"{model}-source"
+    if model == "long" and not made.exists():
+        lengthen(made)
+    elif not (made / "model_index.json").exists():  # the last file of a checkpoint
         run([sys.executable, str(ROOT / "scripts" / "make_medium_checkpoint.py"), str(made)])
     return made
+
+
+def lengthen(made: Path) -> None:
+    """The demo model with a schedule for any length: its own shifts by the tokens, and overflows above 4,096."""
+    with atomic_folder(made, overwrite=False) as folder:
+        shutil.copytree(CHECKPOINT, folder, dirs_exist_ok=True)
+        path = folder / "scheduler" / "scheduler_config.json"
+        config = json.loads(path.read_text(encoding="utf-8"))
+        path.write_text(json.dumps(config | {"use_dynamic_shifting": False, "shift_terminal": None}), encoding="utf-8")
 
 
 def bundle(model: str, source: Path) -> Path:

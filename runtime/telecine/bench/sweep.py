@@ -45,7 +45,7 @@ def sweep(
             height=video.height,
             width=video.width,
             num_frames=video.num_frames,
-            num_inference_steps=3,
+            num_inference_steps=2,
             guidance_scale=1.0,
             output_type="latent",
         )

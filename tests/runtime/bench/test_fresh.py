@@ -70,7 +70,7 @@ def test_a_sweep_doubles_tokens_and_fits_their_growth(sizes: Sizes) -> None:
     asked = sizes.asked[0][1]
     assert (asked.guidance_scale, asked.output_type) == (1.0, "latent")
     assert dataclasses.replace(asked, height=64, width=96, num_frames=9, guidance_scale=3.0, output_type="np") == (
-        dataclasses.replace(SETTINGS, num_inference_steps=3)
+        dataclasses.replace(SETTINGS, num_inference_steps=2)
     )
 
 
