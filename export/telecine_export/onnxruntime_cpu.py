@@ -7,6 +7,8 @@ that grows with the tokens and not with their square. Its `RotaryEmbedding` make
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
@@ -33,14 +35,18 @@ def _fuse_attention(graph: ir.Graph, attention: ir.Node) -> bool:
 
     One with a bias stays: MultiHeadAttention would hold its scores too, and a text is short.
     """
-    if len(attention.inputs) != 3:
+    causal, softcap, scale = (attention.attributes.get(name) for name in ("is_causal", "softcap", "scale"))
+    if len(attention.inputs) != 3 or (causal and causal.as_int()) or (softcap and softcap.as_float()):
         return False
     splits = [_split_heads(value) for value in attention.inputs]
     joined = _only_user(_only_user(attention, "Transpose"), "Reshape")
     if joined is None or None in splits:
         return False
     operands, heads = zip(*(split for split in splits if split is not None), strict=True)
-    _replace(graph, joined, "MultiHeadAttention", list(operands), {"num_heads": heads[0]})
+    attributes: dict[str, int | float] = {"num_heads": heads[0]}
+    if scale is not None:
+        attributes["scale"] = scale.as_float()
+    _replace(graph, joined, "MultiHeadAttention", list(operands), attributes)
     return True
 
 
@@ -112,7 +118,9 @@ def _only_user(node: ir.Node | None, op_type: str) -> ir.Node | None:
     return users[0] if len(users) == 1 and users[0].op_type == op_type else None
 
 
-def _replace(graph: ir.Graph, last: ir.Node, op_type: str, inputs: list[ir.Value], attributes: dict[str, int]) -> None:
+def _replace(
+    graph: ir.Graph, last: ir.Node, op_type: str, inputs: list[ir.Value], attributes: Mapping[str, int | float]
+) -> None:
     """One node of ONNX Runtime's instead of those that end in `last`."""
     old = last.outputs[0]
     new = ir.node(op_type, inputs, attributes=attributes, domain=DOMAIN, name=f"{last.name}_{op_type}")
