@@ -133,7 +133,7 @@ def rescale(guided: Array, cond: Array, phi: float) -> Array:
 def _deviation(values: Array) -> npt.NDArray[np.float64]:
     """(B,) unbiased standard deviations of (B, ...), accumulated in float64.
 
-    A piece at a time, in cache: np.std would write two float64 arrays of the whole size, and take twice as long.
+    A piece at a time, in cache: np.std would write two float64 arrays of the whole size, and take longer.
     """
     rows = values.reshape(len(values), -1)
     buffer = np.empty(min(PIECE, rows.shape[1]), np.float64)
