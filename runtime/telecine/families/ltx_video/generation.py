@@ -129,6 +129,7 @@ class Generation:
                 start.latents.shape,
                 self.guidance.passes,
                 start.conditioning.timestep_tokens,
+                stage=stage,
             ) as network,
         ):
             return denoise(

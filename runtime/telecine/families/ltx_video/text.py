@@ -17,6 +17,8 @@ from telecine.tokenizer import TokenizedText
 logger = logging.getLogger(__name__)
 
 Array = npt.NDArray[np.float32]
+# Text lengths are multiples of this: few shapes for a backend to plan, and whole vectors.
+TEXT_STEP = 16
 SIDES: Mapping[Pass, str] = {"negative": "negative_prompt", "positive": "prompt", "perturbed": "prompt"}
 
 
@@ -39,7 +41,22 @@ def prompt_embeddings(
         np.concatenate([np.repeat(array, request.num_videos_per_prompt, axis=0) for array in arrays])
         for arrays in zip(*(parts[SIDES[each]] for each in guidance.passes), strict=True)
     )
-    return embeds, mask
+    return without_padding(embeds, mask)
+
+
+def without_padding(embeds: Array, mask: Array) -> tuple[Array, Array]:
+    """(B, L, D) embeddings and (B, L) mask without the last columns, which are padding in every row.
+
+    The transformer adds -10,000 to their scores, so that after the softmax they weigh exactly 0: leaving them out
+    changes no bit of what is summed, and saves up to L of every query's products. A row that masks everything would
+    weigh its pads alike; then all stay.
+    """
+    length = mask.shape[1]
+    if mask.max(axis=1).min() < 1:
+        return embeds, mask
+    used = int(np.flatnonzero(mask.any(axis=0))[-1]) + 1
+    kept = min(length, -(-used // TEXT_STEP) * TEXT_STEP)
+    return np.ascontiguousarray(embeds[:, :kept]), np.ascontiguousarray(mask[:, :kept])
 
 
 def _prompts(request: Request, side: str) -> list[str]:
