@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from telecine.errors import SourceError
-from telecine_export import ltx_video
+from telecine_export import cogvideox, ltx_video
 from telecine_export.graphs import GraphSpec
 from telecine_export.source import Source
 from telecine_export.upscaler import UPSCALER_CLASS
@@ -32,10 +32,21 @@ LTX_VIDEO = Family(
     presets=ltx_video.presets,
 )
 
+COGVIDEOX = Family(
+    name="cogvideox",
+    graphs=cogvideox.graphs,
+    host=cogvideox.host,
+    variant=cogvideox.variant,
+    presets=cogvideox.presets,
+)
+
 FAMILIES: Mapping[str, Family] = {
     "LTXPipeline": LTX_VIDEO,
     "LTXImageToVideoPipeline": LTX_VIDEO,
     "LTXConditionPipeline": LTX_VIDEO,
+    "CogVideoXPipeline": COGVIDEOX,
+    "CogVideoXImageToVideoPipeline": COGVIDEOX,
+    "CogVideoXVideoToVideoPipeline": COGVIDEOX,
 }
 
 
@@ -54,6 +65,6 @@ def family_of(source: Source) -> Family:
         raise SourceError(
             f"{source.root} is a {source.pipeline_class}",
             expected=f"one of {', '.join(FAMILIES)}",
-            fix="telecine exports LTX-Video only, so far.",
+            fix="telecine exports LTX-Video and CogVideoX, so far.",
         )
     return FAMILIES[source.pipeline_class]

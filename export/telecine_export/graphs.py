@@ -36,3 +36,9 @@ class GraphSpec:
     checkpoint: str
     rename: Callable[[str], str] = lambda name: name
     untied: tuple[tuple[str, int, str], ...] = field(default=())
+    states: Mapping[str, tuple[str | int, ...]] = field(default_factory=dict)
+
+    @property
+    def outputs(self) -> dict[str, tuple[str | int, ...]]:
+        """Every output's shape by name, in the graph's order."""
+        return {self.output: self.output_shape, **self.states}

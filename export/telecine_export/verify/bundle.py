@@ -228,7 +228,7 @@ def _check_graph(bundle: Bundle, spec: GraphSpec, checkpoint: Checkpoint) -> Non
     graph = bundle.graph(spec.component, spec.role)
     got = {tensor.name: _spelled(tensor.shape) for tensor in (*graph.inputs, *graph.outputs)}
     free = {(name, axis): symbol for name, axis, symbol in spec.untied}
-    expected = {spec.output: _spelled(spec.output_shape)}
+    expected = {name: _spelled(shape) for name, shape in spec.outputs.items()}
     for name, sample in spec.sample.items():
         named = {axis: free.get((name, axis), symbol) for axis, symbol in spec.axes[name].items()}
         expected[name] = _spelled([named.get(axis, size) for axis, size in enumerate(sample.shape)])
