@@ -30,14 +30,14 @@ LTX_VIDEO = Family(
     pipelines={
         "LTXPipeline": PipelineSpec(run=text_to_video.run, defaults=DEFAULTS),
         "LTXImageToVideoPipeline": PipelineSpec(
-            run=image_to_video.run, defaults=DEFAULTS, takes=frozenset({"image"}), chosen_by="image"
+            run=image_to_video.run, defaults=DEFAULTS, takes=frozenset({"image"}), chosen_by=frozenset({"image"})
         ),
         "LTXConditionPipeline": PipelineSpec(
             run=conditions.run,
             defaults=DEFAULTS | {"max_sequence_length": 256, "image_cond_noise_scale": 0.15, "denoise_strength": 1.0},
-            # Its `video`, `frame_index` and `strength` are a Condition's.
-            takes=frozenset({"image", "conditions", "image_cond_noise_scale", "denoise_strength"}),
-            chosen_by="conditions",
+            # Its `frame_index` and `strength` are a Condition's.
+            takes=frozenset({"image", "video", "conditions", "image_cond_noise_scale", "denoise_strength"}),
+            chosen_by=frozenset({"conditions", "video"}),
         ),
     },
     upscaler=UpscalerSpec(
@@ -51,4 +51,8 @@ LTX_VIDEO = Family(
         },
     ),
     two_stage=two_stage.run,
+    refuses={
+        "strength": "Pass conditions=[Condition(video=..., strength=...)], or denoise_strength with latents.",
+        "use_dynamic_cfg": "Pass guidance_scale as a list, one a step.",
+    },
 )

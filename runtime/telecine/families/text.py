@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 
 from telecine.families.base import Models
-from telecine.families.ltx_video.host import Host
 from telecine.guidance import Guidance, Pass
 from telecine.request import Request
 from telecine.tokenizer import TokenizedText
@@ -21,14 +20,14 @@ SIDES: Mapping[Pass, str] = {"negative": "negative_prompt", "positive": "prompt"
 
 
 def prompt_embeddings(
-    models: Models, request: Request, host: Host, guidance: Guidance, *, attend_pads: bool
+    models: Models, request: Request, text_channels: int, guidance: Guidance, *, attend_pads: bool
 ) -> tuple[Array, Array]:
     """(passes * B, L, D) embeddings and (passes * B, L) mask of the passes that the run needs, in their order.
 
-    diffusers' `LTXPipeline` and `LTXImageToVideoPipeline` let T5 attend to pads; `LTXConditionPipeline` masks them.
+    diffusers lets T5 attend to pads, but for `LTXConditionPipeline`, which masks them.
     """
     sides = tuple(dict.fromkeys(SIDES[each] for each in guidance.passes))
-    given = {side: request.embeds(side, host.text_channels) for side in sides}
+    given = {side: request.embeds(side, text_channels) for side in sides}
     length = given["prompt"][0].shape[1] if given["prompt"] else request.max_sequence_length
     # All is tokenized before the text encoder, gigabytes of it, is loaded for any.
     tokens = {side: _tokenize(models, _prompts(request, side), length) for side in sides if given[side] is None}
