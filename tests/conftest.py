@@ -7,7 +7,7 @@ import fcntl
 import importlib.util
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +136,30 @@ def temporal_bundle(
     )
 
 
+@pytest.fixture(scope="session")
+def cogvideox(shared: Callable[..., Path]) -> Callable[..., tuple[Path, Path]]:
+    """`cogvideox("5b")`: a tiny checkpoint in the style of a release, and its bundle. Read only.
+
+    All styles have the same T5 and the same VAE's weights: those are traced once.
+    """
+    make = load_script("make_tiny_cogvideox").make_tiny_cogvideox
+
+    def get(style: str) -> tuple[Path, Path]:
+        source = shared(f"cogvideox-{style}-source", lambda path: make(path, style=style))
+        if style == "2b":
+            return source, shared(f"cogvideox-{style}-bundle", lambda path: _export(source, path))
+        _, first = get("2b")
+        return source, shared(f"cogvideox-{style}-bundle", lambda path: _export_style(source, path, first))
+
+    return get
+
+
+def _export_style(source: Path, destination: Path, first: Path) -> None:
+    from telecine_export.source import open_source
+
+    _export_but(open_source(str(source)), destination, first, anew={"transformer"})
+
+
 def edit_bundle(bundle: Path, copy: Path, *, host: dict[str, Any] | None = None, **fields: Any) -> Path:
     """`copy` of a bundle: the same files under a manifest with other values."""
     shutil.copytree(bundle, copy)
@@ -167,15 +191,21 @@ def _export(source: Path, destination: Path) -> None:
 
 def export_with_upscaler(source: Path, destination: Path, upscaler: Path, exported: Path) -> None:
     """`telecine export --upscaler`, but what the bundle `exported` has is copied from there: tracing takes a while."""
-    from telecine_export import export
     from telecine_export.source import open_source
     from telecine_export.upscaler import with_upscaler
+
+    _export_but(with_upscaler(open_source(str(source)), str(upscaler)), destination, exported)
+
+
+def _export_but(opened: Any, destination: Path, exported: Path, anew: Collection[str] = ()) -> None:
+    """Export a source, but copy what the bundle `exported` has too, and what is not to be made `anew`."""
+    from telecine_export import export
 
     components = Bundle.open(exported).manifest.components
 
     def copy_or_export(opened: Any, folder: Path, specs: Any, **options: Any) -> Any:
         name = specs[0].component
-        if name not in components:
+        if name not in components or name in anew:
             return export_component(opened, folder, specs, **options)
         shutil.copytree(exported / name, folder / name)
         return components[name]
@@ -183,4 +213,4 @@ def export_with_upscaler(source: Path, destination: Path, upscaler: Path, export
     export_component = export.export_component
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export, "export_component", copy_or_export)
-        export.export_bundle(with_upscaler(open_source(str(source)), str(upscaler)), destination)
+        export.export_bundle(opened, destination)
