@@ -25,6 +25,7 @@ from diffusers.models.embeddings import CogVideoXPatchEmbed
 from diffusers.models.upsampling import CogVideoXUpsample3D
 from torch import Tensor, nn
 
+from telecine_export.fused_qkv import SELF, project
 from telecine_export.patches import patch_timesteps
 
 # diffusers' `conv_cache`: caches by the names of blocks, resnets and convolutions, one within the other.
@@ -55,6 +56,8 @@ class JointAttention:
     Tables are (T, head size / 2), a value a rotated pair; None rotates nothing.
     """
 
+    projections = SELF
+
     def __call__(
         self,
         attn: Attention,
@@ -66,7 +69,7 @@ class JointAttention:
         text = encoder_hidden_states.shape[1]
         states = torch.cat([encoder_hidden_states, hidden_states], dim=1)
         query, key, value = (
-            each.unflatten(2, (attn.heads, -1)).transpose(1, 2) for each in (project(attn, states))
+            each.unflatten(2, (attn.heads, -1)).transpose(1, 2) for each in project(attn, SELF, states)
         )
         if attn.norm_q is not None and attn.norm_k is not None:
             query, key = attn.norm_q(query), attn.norm_k(key)
@@ -78,13 +81,6 @@ class JointAttention:
         output = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
         output = attn.to_out[0](output)
         return output[:, text:], output[:, :text]
-
-
-def project(attn: Any, states: Tensor) -> Sequence[Tensor]:
-    """(B, T, D) queries, keys and values of the same states, by one matrix where they are fused."""
-    if getattr(attn, "to_qkv", None) is not None:
-        return attn.to_qkv(states).chunk(3, dim=-1)
-    return attn.to_q(states), attn.to_k(states), attn.to_v(states)
 
 
 def rotate_heads(states: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:

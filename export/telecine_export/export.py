@@ -17,7 +17,9 @@ from telecine.atomic import atomic_folder
 from telecine.bundle import Bundle, is_bundle, sha256
 from telecine.errors import RequestError, SourceError
 from telecine.manifest import FILE_NAME, FORMAT, Component, FileEntry, Graph, Manifest, TensorSpec
+from telecine_export.checkpoints.joined import Joined
 from telecine_export.families import family_of
+from telecine_export.fused_qkv import fuse_qkv
 from telecine_export.graphs import GraphSpec
 from telecine_export.memory import PeakMemory
 from telecine_export.source import Source
@@ -29,6 +31,7 @@ from telecine_export.weights import WeightsWriter
 # parts of a model survive half precision is a policy that does not exist yet.
 BUNDLE_PRECISIONS = ("fp32",)
 OPSETS = (20, 23)
+FUSED = "transformer"  # the component that `fuse` is about
 DEFAULT_OPSET = 23
 RECORDED_PACKAGES = ("telecine", "torch", "diffusers", "transformers", "onnx", "onnx_ir", "onnxscript", "tokenizers")
 
@@ -59,10 +62,13 @@ def export_bundle(
     *,
     precision: str = "fp32",
     opset: int = DEFAULT_OPSET,
+    fuse: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Bundle:
     """Export every component of a source; the bundle appears whole, in one rename, or not at all.
+
+    `fuse` joins the transformer's projections (`fused_qkv`).
 
     Raises:
         SourceError: the source is incomplete, of an unknown family, or an option cannot act.
@@ -79,7 +85,7 @@ def export_bundle(
         tokenizer = folder / "tokenizer" / "tokenizer.json"
         save_tokenizer_json(source.tokenizer, tokenizer)
         host, presets = family.host(source), family.presets(source)
-        specs = family.graphs(source)
+        specs = [fuse_qkv(spec) if fuse and spec.component == FUSED else spec for spec in family.graphs(source)]
         for spec in specs:
             source.checkpoint(spec.checkpoint).close()
         components = {
@@ -138,7 +144,7 @@ def export_component(
     home = folder / name
     home.mkdir()
     graphs: dict[str, Graph] = {}
-    with PeakMemory() as memory, source.checkpoint(specs[0].checkpoint) as checkpoint:
+    with PeakMemory() as memory, Joined(source.checkpoint(specs[0].checkpoint)) as checkpoint:
         with WeightsWriter(home / "weights.bin", checkpoint, progress=progress.wrote) as weights:
             for spec in specs:
                 model = trace(spec, precision=precision, opset=opset)

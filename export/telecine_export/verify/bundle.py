@@ -18,6 +18,7 @@ import onnx
 from telecine.bundle import Bundle
 from telecine.errors import BundleError, RequestError, SourceError, TelecineError
 from telecine_export.checkpoints.checkpoint import Checkpoint
+from telecine_export.checkpoints.joined import Joined
 from telecine_export.families import Family, family_of
 from telecine_export.graphs import GraphSpec
 from telecine_export.source import Source
@@ -220,7 +221,7 @@ def _check_model(bundle: Bundle, source: Source, family: Family) -> None:
                 fix="Export at fp32 to verify.",
             )
         for spec in specs:
-            with source.checkpoint(spec.checkpoint) as checkpoint:
+            with Joined(source.checkpoint(spec.checkpoint)) as checkpoint:  # the bundle may be of --fuse-qkv
                 _check_graph(bundle, spec, checkpoint)
 
 

@@ -46,9 +46,12 @@ def _open(source: str, *, upscaler: str | None, **parts: Any) -> Any:
 @source_options
 @click.option("--precision", default="fp32", show_default=True, help="Precision of every component (fp32 so far).")
 @click.option("--opset", type=int, default=23, show_default=True, help="ONNX opset: 23, or 20 for older TensorRT.")
+@click.option("--fuse-qkv", "fuse", is_flag=True, help="One matrix product for an attention's projections.")
 @click.option("--overwrite", is_flag=True, help="Replace a bundle that exists, once the new one is whole.")
 @json_option
-def export(source: str, bundle: Path, precision: str, opset: int, overwrite: bool, as_json: bool, **parts: Any) -> None:
+def export(
+    source: str, bundle: Path, precision: str, opset: int, fuse: bool, overwrite: bool, as_json: bool, **parts: Any
+) -> None:  # fmt: skip
     """Turn SOURCE (a diffusers folder, a hub id, or an original .safetensors file) into the folder BUNDLE."""
     from telecine_export.export import ComponentReport, export_bundle
     from telecine_export.families import family_of
@@ -65,6 +68,7 @@ def export(source: str, bundle: Path, precision: str, opset: int, overwrite: boo
             bundle,
             precision=precision,
             opset=opset,
+            fuse=fuse,
             overwrite=overwrite,
             progress=progress,
         )
