@@ -102,9 +102,9 @@ def transformer(config: Config) -> GraphSpec:
         shape = sides
     for name, tensor in _positions(config, frames, rows, columns).items():
         sample[name] = tensor
-        named = ("frame_groups", "rows", "columns")
+        named = ["frame_groups", "rows", "columns"]
         if name.startswith("position_"):
-            named = (name.removeprefix("position_").replace("frames", "frame_groups"),)
+            named = [name.removeprefix("position_").replace("frames", "frame_groups")]
         axes[name] = {} if learned else dict(enumerate(named))
     if config["ofs_embed_dim"]:
         sample["ofs"], axes["ofs"] = torch.zeros(1), {}

@@ -57,7 +57,11 @@ def check_transformer(origin: Path, config: Config, vae: Config, pipeline_class:
             f"patch_size_t {config['patch_size_t']} with learned positional embeddings",
             "no patch_size_t: the table has a row for every latent frame",
         ),
-        (not rotary or head % 16 == 0, f"attention_head_dim {head}", "a multiple of 16: a quarter and twice 3/8 rotate"),
+        (
+            not rotary or head % 16 == 0,
+            f"attention_head_dim {head}",
+            "a multiple of 16: a quarter and twice 3/8 rotate",
+        ),
         (rotary or width % 16 == 0, f"a width of {width}", "a multiple of 16, for sinusoids along three axes"),
         (
             not learned or (config["sample_height"] % patch == config["sample_width"] % patch == 0),

@@ -29,7 +29,7 @@ from telecine_export.fused_qkv import SELF, project
 from telecine_export.patches import patch_timesteps
 
 # diffusers' `conv_cache`: caches by the names of blocks, resnets and convolutions, one within the other.
-Nested: TypeAlias = "dict[str, Tensor | None | Nested]"
+Nested: TypeAlias = "dict[str, Tensor | Nested | None]"
 # (F, D/4), (W, 3D/8) and (H, 3D/8): sinusoids of frames, columns and rows of tokens.
 Sinusoids = tuple[Tensor, Tensor, Tensor]
 
@@ -192,24 +192,24 @@ def _per_frame(conv: nn.Conv2d, states: Tensor) -> Tensor:
     return conv(states.transpose(1, 2).flatten(0, 1)).unflatten(0, (batch, -1)).transpose(1, 2)
 
 
+VAE_FORWARDS: Mapping[type, Callable[..., Any]] = {
+    CogVideoXSafeConv3d: nn.Conv3d.forward,  # its own splits what is above 2 GB
+    CogVideoXCausalConv3d: _causal_conv,
+    CogVideoXUpsample3D: _upsample,
+    CogVideoXDownsample3D: _downsample,
+}
+
+
 def patch_cogvideox_vae(half: Any) -> None:
     """Make an encoder or a decoder traceable for free heights, widths and batches."""
     for module in half.modules():
-        if isinstance(module, CogVideoXSafeConv3d):  # it splits what is above 2 GB
-            module.forward = partial(nn.Conv3d.forward, module)
-        elif isinstance(module, CogVideoXCausalConv3d):
-            module.forward = partial(_causal_conv, module)
-        elif isinstance(module, CogVideoXUpsample3D):
-            module.forward = partial(_upsample, module)
-        elif isinstance(module, CogVideoXDownsample3D):
-            module.forward = partial(_downsample, module)
+        if type(module) in VAE_FORWARDS:
+            module.forward = partial(VAE_FORWARDS[type(module)], module)
     frames = side = 1
-    levels = [getattr(half, "mid_block", None), *getattr(half, "up_blocks", ()), half]
-    for level in levels:
-        norms = [half.norm_out] if level is half else level.modules()
+    for level in (half.mid_block, *getattr(half, "up_blocks", ()), half.norm_out):
+        norms: list[Any] = [each for each in level.modules() if isinstance(each, CogVideoXSpatialNorm3D)]
         for norm in norms:
-            if isinstance(norm, CogVideoXSpatialNorm3D):
-                norm.forward = partial(_spatial_norm, norm, (frames, side))
+            norm.forward = partial(_spatial_norm, norm, (frames, side))
         for upsampler in getattr(level, "upsamplers", None) or ():
             frames, side = frames * (2 if upsampler.compress_time else 1), side * 2
 
@@ -234,7 +234,7 @@ def nest_caches(flat: Mapping[str, Tensor]) -> Nested:
         for name in outer:
             level = level.setdefault(name, {})
         level[last] = value
-    return nested  # type: ignore[no-any-return]
+    return nested
 
 
 def named_forward(run: Callable[[Mapping[str, Tensor]], Any], names: Sequence[str]) -> Callable[..., Any]:

@@ -41,16 +41,18 @@ class ChunkGraph(nn.Module):
 
     def __init__(self, config: Config, half: str, data: str, role: str, caches: list[str], dtype: torch.dtype) -> None:
         super().__init__()
-        self.half = half
-        self.add_module(half, getattr(AutoencoderKLCogVideoX.from_config(config), half).eval().to(dtype))
-        patch_cogvideox_vae(getattr(self, half))
-        self.data, self.role, self.dtype = data, role, dtype
+        network = getattr(AutoencoderKLCogVideoX.from_config(config), half).eval().to(dtype)
+        patch_cogvideox_vae(network)
+        self.add_module(half, network)  # its parameters then have the checkpoint's names
+        self.network, self.data, self.role, self.dtype = half, data, role, dtype
         taken = [_input(path) for path in caches] if role == LATER_CHUNK else []
-        self.forward = named_forward(self._run, [data, *taken])  # type: ignore[method-assign]
+        self.forward = named_forward(self._run, [data, *taken])
 
     def _run(self, given: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         caches = {_path(name): tensor.to(self.dtype) for name, tensor in given.items() if name != self.data}
-        made, kept = getattr(self, self.half)(given[self.data].to(self.dtype), conv_cache=nest_caches(caches) or None)
+        made, kept = getattr(self, self.network)(
+            given[self.data].to(self.dtype), conv_cache=nest_caches(caches) or None
+        )
         if self.role == ONLY_CHUNK:  # nothing comes after it
             return (made.float(),)
         return (made.float(), *(cache.float() for cache in flatten_caches(kept).values()))
@@ -132,13 +134,13 @@ def cache_shapes(config: Config, half: str) -> dict[str, tuple[int, int]]:
 
 
 def chunk_sizes(config: Config) -> dict[str, dict[str, float]]:
-    """What a first chunk of each half takes: values for each latent of a picture (not of a video).
+    """What the largest chunk of each half (13 frames, 3 latents) takes: values for each latent of a picture.
 
     `widest`: of its largest activation. `caches`: of all that it keeps for the next chunk.
     """
     sizes = {}
-    for half in ("encoder", "decoder"):
-        caches, widest = _meta_run(config, half, latents=3)
+    for half, latents in (("encoder", 4), ("decoder", 3)):
+        caches, widest = _meta_run(config, half, latents=latents)
         kept = sum(cache.numel() for cache in caches.values())
         sizes[f"vae_{half}"] = {"widest": widest / 4, "caches": kept / 4}
     return sizes

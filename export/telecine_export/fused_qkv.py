@@ -24,7 +24,7 @@ def project(attn: Any, joint: str, states: Tensor) -> Sequence[Tensor]:
     """The projections of the same (B, T, D) states that `joint` stands for, by one product where they are fused."""
     fused = getattr(attn, joint, None)
     if fused is not None:
-        return fused(states).chunk(len(JOINTS[joint]), dim=-1)  # type: ignore[no-any-return]
+        return fused(states).chunk(len(JOINTS[joint]), dim=-1)
     return [getattr(attn, name)(states) for name in JOINTS[joint]]
 
 
@@ -37,8 +37,10 @@ def fuse_qkv(spec: GraphSpec) -> GraphSpec:
 
     def build(dtype: torch.dtype) -> nn.Module:
         module = spec.build(dtype)
-        fused = [_fuse(each) for each in module.modules() if hasattr(getattr(each, "processor", None), "projections")]
-        if not fused:
+        attentions = [each for each in module.modules() if hasattr(getattr(each, "processor", None), "projections")]
+        for attention in attentions:
+            _fuse(attention)
+        if not attentions:
             raise SourceError(
                 f"--fuse-qkv for the {spec.component}",
                 expected="attention with separate projections of the same states",

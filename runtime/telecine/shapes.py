@@ -12,8 +12,8 @@ from telecine.errors import BundleError, RequestError
 class Grid:
     """Pixels a latent spans on a side (`spatial`, 32 for LTX) and frames it spans (`temporal`, 8).
 
-    A token is of `patch` latents on a side and `patch_t` latent frames. A VAE that is `chunked` decodes two latents at a
-    time: the first of an even number of them stands for as many frames as the others, and not for one.
+    A token is of `patch` latents on a side and `patch_t` latent frames. A VAE that is `chunked` decodes two latents at
+    a time: the first of an even number of them stands for as many frames as the others, and not for one.
 
     Raises:
         BundleError: a ratio is not a positive whole number.

@@ -14,7 +14,6 @@ import torch
 from diffusers import CogVideoXTransformer3DModel
 from onnxruntime import InferenceSession
 
-from telecine.bundle import Bundle
 from telecine.errors import SourceError
 from telecine_export import cogvideox, ltx_video
 from telecine_export.checkpoints.joined import Joined
@@ -62,9 +61,7 @@ def feeds(model: onnx.ModelProto) -> dict[str, np.ndarray]:
             scale, _, symbol = dim.dim_param.rpartition("*")
             shape.append(dim.dim_value or int(scale or 1) * sizes[symbol])
         integers = value.type.tensor_type.elem_type != onnx.TensorProto.FLOAT
-        made[value.name] = (
-            np.zeros(shape, np.int32) if integers else random.standard_normal(shape).astype(np.float32)
-        )
+        made[value.name] = np.zeros(shape, np.int32) if integers else random.standard_normal(shape).astype(np.float32)
     return made
 
 
@@ -91,7 +88,9 @@ def test_fused_weights_are_the_checkpoints_bits(both: tuple[Path, Path, Path]) -
             joint = "to_qkv" if ".to_qkv." in name else "to_kv"
             expected = torch.cat([checkpoint.load(name.replace(joint, part)) for part in parts]).numpy()
             np.testing.assert_array_equal(weights[name], expected.T if expected.ndim == 2 else expected)
-    products = [sum(node.op_type in ("MatMul", "Gemm") for node in graph(folder).graph.node) for folder in (plain, fused)]
+    products = [
+        sum(node.op_type in ("MatMul", "Gemm") for node in graph(folder).graph.node) for folder in (plain, fused)
+    ]
     assert products[1] == products[0] - 2 * len([name for name in joints if name.endswith("to_qkv.weight")]) - len(
         [name for name in joints if name.endswith("to_kv.weight")]
     )

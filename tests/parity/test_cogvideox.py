@@ -137,9 +137,7 @@ class TestImageToVideo:
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(f"{k}" for k in value),
 )
-def test_video_to_video(
-    cogvideox_pair: Callable[..., Any], style: str, scheduler: str, change: dict[str, Any]
-) -> None:
+def test_video_to_video(cogvideox_pair: Callable[..., Any], style: str, scheduler: str, change: dict[str, Any]) -> None:
     cogvideox_pair(style, scheduler, CogVideoXVideoToVideoPipeline).assert_same(**VIDEO_TO_VIDEO | change)
 
 
@@ -147,9 +145,7 @@ def test_given_latents_in_video_to_video(cogvideox_pair: Callable[..., Any]) -> 
     pair = cogvideox_pair("5b", "ddim", CogVideoXVideoToVideoPipeline)
     latents = np.random.default_rng(3).standard_normal((1, 3, 4, 6, 10), dtype=np.float32)
     request = VIDEO_TO_VIDEO | {"latents": latents, "strength": 0.7, "num_inference_steps": 4}
-    pair.assert_close(
-        pair.run_ours(**request, pipeline="CogVideoXVideoToVideoPipeline"), pair.run_theirs(**request)
-    )
+    pair.assert_close(pair.run_ours(**request, pipeline="CogVideoXVideoToVideoPipeline"), pair.run_theirs(**request))
 
 
 @contextmanager

@@ -81,9 +81,7 @@ def _(patch: Patch) -> None:
 
 @mutant("dynamic guidance by the fourth power", use_dynamic_cfg=True)
 def _(patch: Patch) -> None:
-    patch(
-        guidance, "dynamic_scale", lambda scale, t, n: 1 + scale * (1 - np.cos(np.pi * ((n - t) / n) ** 4)) / 2
-    )
+    patch(guidance, "dynamic_scale", lambda scale, t, n: 1 + scale * (1 - np.cos(np.pi * ((n - t) / n) ** 4)) / 2)
 
 
 @mutant("dynamic guidance by the step's index", use_dynamic_cfg=True)
@@ -107,9 +105,7 @@ def _(patch: Patch) -> None:
 @mutant("SNR not rescaled to zero")
 def _(patch: Patch) -> None:
     right = scheduler.noise_levels
-    patch(
-        scheduler, "noise_levels", lambda config: right(dataclasses.replace(config, rescale_betas_zero_snr=False))
-    )
+    patch(scheduler, "noise_levels", lambda config: right(dataclasses.replace(config, rescale_betas_zero_snr=False)))
 
 
 @mutant("SNR not shifted", "2b")
@@ -182,9 +178,7 @@ def _(patch: Patch) -> None:
 @mutant("a stretched grid that reaches its end", height=48, width=48)
 def _(patch: Patch) -> None:
     right = positions.linspace
-    patch(
-        positions, "linspace", lambda start, stop, n: right(start, stop * n / (n - 1) if n > 1 else stop, n)
-    )
+    patch(positions, "linspace", lambda start, stop, n: right(start, stop * n / (n - 1) if n > 1 else stop, n))
 
 
 @mutant("sinusoids of rows and columns swapped", "2b")
@@ -329,9 +323,7 @@ def _(patch: Patch) -> None:
 
 
 @pytest.mark.parametrize("name", MUTANTS)
-def test_a_fault_breaks_parity(
-    name: str, cogvideox_pair: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_fault_breaks_parity(name: str, cogvideox_pair: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     mutate, style, kind, change = MUTANTS[name]
     request = REQUEST | change
     pipeline = CogVideoXVideoToVideoPipeline if "video" in change else None

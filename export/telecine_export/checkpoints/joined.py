@@ -1,4 +1,4 @@
-"""A checkpoint that also has its attentions' projections joined into one matrix, as `fuse_qkv_projections` joins them."""
+"""A checkpoint that also has its attentions' projections joined into one matrix, as `fuse_qkv_projections` does."""
 
 from __future__ import annotations
 

@@ -23,11 +23,12 @@ from telecine_export.families import Family, family_of
 from telecine_export.graphs import GraphSpec
 from telecine_export.source import Source
 from telecine_export.verify.checks import Array, BundleModels, FamilyChecks, Record, quiet
+from telecine_export.verify.cogvideox import COGVIDEOX
 from telecine_export.verify.comparison import Pair, StageReport, stage_report
 from telecine_export.verify.ltx_video import LTX_VIDEO
 from telecine_export.weights import TIED_NAMES
 
-CHECKS: Mapping[str, FamilyChecks] = {"ltx-video": LTX_VIDEO}
+CHECKS: Mapping[str, FamilyChecks] = {"ltx-video": LTX_VIDEO, "cogvideox": COGVIDEOX}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

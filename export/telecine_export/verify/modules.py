@@ -11,7 +11,6 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import AutoencoderKLLTXVideo, FlowMatchEulerDiscreteScheduler, LTXVideoTransformer3DModel
 from diffusers.pipelines.ltx.modeling_latent_upsampler import LTXLatentUpsamplerModel
 from torch import nn
 from transformers import T5Config, T5EncoderModel
@@ -22,12 +21,8 @@ from telecine_export.tokenizer import load_tokenizer
 from telecine_export.verify.checks import FP32, loading
 from telecine_export.weights import TIED_NAMES
 
-MODULES: Mapping[str, Any] = {
-    "text_encoder": T5EncoderModel,
-    "transformer": LTXVideoTransformer3DModel,
-    "vae": AutoencoderKLLTXVideo,
-    "latent_upsampler": LTXLatentUpsamplerModel,
-}
+# Of components that diffusers itself has no class for by its configuration's `_class_name`.
+MODULES: Mapping[str, Any] = {"text_encoder": T5EncoderModel, "latent_upsampler": LTXLatentUpsamplerModel}
 # What a pipeline for generation is made of.
 PIPELINE_MODULES = ("text_encoder", "transformer", "vae")
 
@@ -41,7 +36,7 @@ def load_module(source: Source, component: str) -> nn.Module:
     part = source.component(component)
     with loading(str(part.origin)):
         if _loads(source, component):
-            module: nn.Module = MODULES[component].from_pretrained(part.origin, **FP32)
+            module: nn.Module = _class_of(source, component).from_pretrained(part.origin, **FP32)
         else:
             module = _filled(source, component)
     return module.eval()
@@ -58,10 +53,23 @@ def load_pipeline(source: Source) -> Any:
         with loading(str(source.root)):
             return kind.from_pretrained(source.root, **FP32)
     return kind(
-        scheduler=FlowMatchEulerDiscreteScheduler.from_config(source.config("scheduler")),
+        scheduler=_class_of(source, "scheduler").from_config(source.config("scheduler")),
         tokenizer=load_tokenizer(source.tokenizer),
         **{component: load_module(source, component) for component in PIPELINE_MODULES},
     )
+
+
+def _class_of(source: Source, component: str) -> Any:
+    """The class of a component, as its own configuration names it.
+
+    Raises:
+        SourceError: a configuration that names none of diffusers'.
+    """
+    if component in MODULES:
+        return MODULES[component]
+    name = source.config(component).get("_class_name", "")
+    with loading(f"{source.component(component).origin} as {name or 'no class'}"):
+        return getattr(diffusers, name)
 
 
 def _loads(source: Source, component: str) -> bool:
@@ -72,7 +80,7 @@ def _loads(source: Source, component: str) -> bool:
 
 
 def _filled(source: Source, component: str) -> nn.Module:
-    config, kind = source.config(component), MODULES[component]
+    config, kind = source.config(component), _class_of(source, component)
     module: nn.Module = kind(T5Config(**config)) if kind is T5EncoderModel else kind.from_config(config)
     with source.checkpoint(component) as checkpoint, torch.no_grad():
         for name, target in module.state_dict().items():  # one tensor at a time

@@ -141,7 +141,7 @@ class CogVideoXSchedule:
 
 
 def noise_levels(config: CogVideoXSchedulerConfig) -> Levels:
-    """(num_train_timesteps,) float64 cumulative products of alphas, shifted in SNR, and with none left at the end if so.
+    """(num_train_timesteps,) float64 cumulative products of alphas, shifted in SNR, and brought to 0 at the end if so.
 
     Source: diffusers `CogVideoXDDIMScheduler.__init__`; Lin et al. 2023, algorithm 1, for zero terminal SNR.
     """

@@ -19,8 +19,8 @@ Array = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChunkSize:
-    """Values that a half of the VAE holds in its largest chunk, for each latent of a picture: of its `widest` activation
-    and of the `caches` that it keeps for the next chunk."""
+    """Values that a half of the VAE holds in its largest chunk, for each latent of a picture: of its `widest`
+    activation, and of the `caches` that it keeps for the next chunk."""
 
     widest: float
     caches: float

@@ -1,7 +1,7 @@
 """Where tokens are, as CogVideoX' transformers are told: rotary tables, or sinusoids along three axes.
 
-Pure NumPy. A `Place` is (frames, rows, columns) of tokens: what is counted is groups of `patch_size_t` latent frames and
-patches of `patch_size` latents.
+Pure NumPy. A `Place` is (frames, rows, columns) of tokens: what is counted is groups of `patch_size_t` latent frames
+and patches of `patch_size` latents.
 """
 
 from __future__ import annotations

@@ -43,9 +43,7 @@ class VaePlan:
     peak: int
 
 
-def plan_vae(
-    options: TilingOptions, latent: LatentShape, host: Host, *, videos: int, decoding: bool
-) -> VaePlan:  # fmt: skip
+def plan_vae(options: TilingOptions, latent: LatentShape, host: Host, *, videos: int, decoding: bool) -> VaePlan:
     """Tiles for `videos` videos of (F, H, W) latents.
 
     Raises:
@@ -167,8 +165,8 @@ class _Planner:
 
 
 def overlapped(size: int, axis: int) -> tuple[int, int] | None:
-    """Size and stride of diffusers' tiles of `size` latents in height (axis 0) or width; None where its roundings of the
-    overlap in latents and in pixels, of 8 each, are not the same.
+    """Size and stride of diffusers' tiles of `size` latents in height (axis 0) or width; None where its roundings of
+    the overlap in latents and in pixels, of 8 each, are not the same.
 
     Source: diffusers `AutoencoderKLCogVideoX.tiled_decode`.
     """

@@ -17,7 +17,7 @@ class BoundTransformer:
     """The transformer with all that a run does not change bound once: a function of latents, timestep and guidance.
 
     `text` (passes * B, L, D) is that of `passes`, all that any step of the run needs; `constants` are the inputs that
-    tell positions and offset. `image` (B, F, C', H, W) are channels beside the latents', of a model that takes an image.
+    tell positions and offset. `image` (B, F, C', H, W) are channels beside the latents', of a model that takes one.
     Returns (passes * B, F, C, H, W) predictions of the step's own passes, in a buffer that the next call overwrites. A
     context manager: leaving it unbinds what the session would otherwise keep alive.
     """

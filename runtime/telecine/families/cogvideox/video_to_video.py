@@ -55,6 +55,7 @@ def run(models: Models, request: Request, *, stage: Stage, callback: Callback | 
 
 def _latent_frames(request: Request) -> int:
     """A number of frames that has as many latents as the caller's, where they have frames at all."""
+    assert request.latents is not None
     shape = np.shape(request.latents)
     return 4 * (shape[1] - 1) + 1 if len(shape) == 5 and shape[1] > 0 else 1
 
@@ -66,8 +67,8 @@ def _check_frames(generation: Generation, frames: int | None) -> None:
         below = frames // host.grid.temporal * host.grid.temporal
         raise RequestError(
             f"a video of {frames} frames",
-            expected=f"a multiple of {host.grid.temporal}, or one more (diffusers encodes others in halves of groups, and"
-            " makes more frames than it was given)",
+            expected=f"a multiple of {host.grid.temporal}, or one more (diffusers encodes others in halves of groups,"
+            " and makes more frames than it was given)",
             fix=f"Use the first {below + 1} frames, or {max(below, 1)}.",
         )
     if clip.frames % host.grid.patch_t:

@@ -18,8 +18,8 @@ Array = npt.NDArray[np.float32]
 class FlowSampler:
     """Steps of (B, T, C) latents along a schedule (`telecine.denoise.Sampler`).
 
-    `conditioning` keeps tokens. `draw_noise` gives the (B, T, C) noise of what a step moves, where the scheduler samples
-    stochastically.
+    `conditioning` keeps tokens. `draw_noise` gives the (B, T, C) noise of what a step moves, where the scheduler
+    samples stochastically.
     """
 
     config: FlowMatchEulerConfig

@@ -142,7 +142,9 @@ def test_diffusers_tiles_are_half_of_the_sample_with_its_overlaps() -> None:
     assert (encoded.rows, encoded.columns) == (Steps(240, 200, keep=25, blend=5), Steps(360, 288, keep=36, blend=9))
 
 
-@pytest.mark.parametrize("latent", [LatentShape(frames=13, height=30, width=45), LatentShape(frames=1, height=6, width=8)])
+@pytest.mark.parametrize(
+    "latent", [LatentShape(frames=13, height=30, width=45), LatentShape(frames=1, height=6, width=8)]
+)
 def test_a_picture_of_one_tile_is_not_tiled(latent: LatentShape) -> None:
     assert plan(mode="diffusers", latent=latent).tiles is None
 
