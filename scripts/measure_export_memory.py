@@ -1,11 +1,14 @@
-"""Measure what exporting a real-size network of LTX-Video takes: seconds, CPU seconds, anonymous memory, bytes.
+"""Measure what exporting a real-size network takes: seconds, CPU seconds, anonymous memory, bytes.
 
-    python scripts/measure_export_memory.py [--size 2b|13b | --vae 0.9.0|0.9.1|0.9.5] [--precision fp16|fp32]
-                                            [--out DIR] [--keep] [--json]
+    python scripts/measure_export_memory.py [--size 2b|13b|cogvideox-2b|... | --vae 0.9.0|0.9.1|0.9.5|cogvideox]
+                                            [--precision fp16|fp32] [--out DIR] [--keep] [--json]
+
+Sizes are of LTX-Video's transformers, or of CogVideoX' by their releases: cogvideox-2b, -5b, -5b-I2V, -1.5-5b, ...
 
 Writes a checkpoint of random weights in the real configuration (fp16, diffusers' layout), a tensor at a time, then
 exports the transformer, or the VAE's encoder and decoder, in a fresh process, so that the memory is the export's
-alone. 2b needs 8 GB of free disk at fp16, 13b 52 GB, a VAE 6 GB; both folders are removed afterwards unless `--keep`.
+alone. 2b needs 8 GB of free disk at fp16, 13b 52 GB, cogvideox-5b 23 GB, a VAE 6 GB; both folders are removed
+afterwards unless `--keep`.
 """
 
 from __future__ import annotations
@@ -24,20 +27,28 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import diffusers
 import torch
 
-from telecine_export import ltx_video
+from telecine_export import cogvideox, cogvideox_releases, cogvideox_vae, ltx_video
 from telecine_export.export import Progress, export_component
 from telecine_export.graphs import PRECISIONS, GraphSpec
-from telecine_export.ltx_video_releases import KINDS, TRANSFORMER_2B, TRANSFORMER_13B, VAE_090, VAE_091, VAE_095
+from telecine_export.ltx_video_releases import TRANSFORMER_2B, TRANSFORMER_13B, VAE_090, VAE_091, VAE_095
 from telecine_export.source import Source
 
-TRANSFORMERS = {"2b": TRANSFORMER_2B, "13b": TRANSFORMER_13B}
-VAES = {"0.9.0": VAE_090, "0.9.1": VAE_091, "0.9.5": VAE_095}
-# The graphs over each component's weights.
-GRAPHS: Mapping[str, tuple[Callable[[Any], GraphSpec], ...]] = {
-    "transformer": (ltx_video.transformer,),
-    "vae": (ltx_video.vae_encoder, ltx_video.vae_decoder),
+TRANSFORMERS = {"2b": TRANSFORMER_2B, "13b": TRANSFORMER_13B} | {
+    f"cogvideox-{name}": config for name, config in cogvideox_releases.TRANSFORMERS.items()
+}
+VAES = {"0.9.0": VAE_090, "0.9.1": VAE_091, "0.9.5": VAE_095, "cogvideox": cogvideox_releases.VAE}
+# By diffusers' class: each component that is made of the weights, with its graphs.
+GRAPHS: Mapping[str, tuple[Callable[[Any], list[GraphSpec]], ...]] = {
+    "LTXVideoTransformer3DModel": (lambda config: [ltx_video.transformer(config)],),
+    "AutoencoderKLLTXVideo": (
+        lambda config: [ltx_video.vae_encoder(config)],
+        lambda config: [ltx_video.vae_decoder(config)],
+    ),
+    "CogVideoXTransformer3DModel": (lambda config: [cogvideox.transformer(config)],),
+    "AutoencoderKLCogVideoX": (cogvideox_vae.encoder_graphs, cogvideox_vae.decoder_graphs),
 }
 STORED, STORED_NAME = torch.float16, "F16"
 SHARD = 5 * 10**9  # bytes; larger checkpoints are split, with an index, as save_pretrained does
@@ -56,7 +67,8 @@ def main() -> None:
     try:
         (out / "bundle").mkdir()
         config = VAES[arguments.vae] if arguments.vae else TRANSFORMERS[arguments.size]
-        write_checkpoint(out / "checkpoint" / component, KINDS[component].build, config)
+        build = getattr(diffusers, config["_class_name"]).from_config
+        write_checkpoint(out / "checkpoint" / component, build, config)
         reports = measure_in_fresh_process(out)
     finally:
         if arguments.keep:
@@ -76,7 +88,7 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Measure the export of a real-size network of LTX-Video.")
+    parser = argparse.ArgumentParser(description="Measure the export of a real-size network.")
     network = parser.add_mutually_exclusive_group()
     network.add_argument("--size", choices=list(TRANSFORMERS), default="2b", help="The transformer of this size.")
     network.add_argument("--vae", choices=list(VAES), help="The VAE of this release.")
@@ -158,12 +170,13 @@ def measure(checkpoint: Path, component: str, folder: Path, precision: str) -> l
     reports: list[Any] = []
     source = Source(root=checkpoint, pipeline_class="LTXPipeline")
     results: list[dict[str, Any]] = []
-    for graph in GRAPHS[component]:
+    config = source.config(component)
+    for graphs in GRAPHS[config["_class_name"]]:
         start, cpu_before = time.monotonic(), cpu_seconds() if results else 0.0  # the first one's has the imports
         written = export_component(
             source,
             folder,
-            [graph(source.config(component))],
+            graphs(config),
             precision=precision,
             opset=23,
             progress=Progress(finished=reports.append),
@@ -176,7 +189,7 @@ def measure(checkpoint: Path, component: str, folder: Path, precision: str) -> l
                 "cpu_seconds": cpu_seconds() - cpu_before,
                 "peak_memory": reports[-1].peak_memory,
                 "weights_size": written.weights.size,
-                "graph_size": written.graphs["main"].file.size,
+                "graph_size": sum(graph.file.size for graph in written.graphs.values()),
             }
         )
     return results

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from telecine.schedulers.cogvideox import CogVideoXSchedulerConfig
 from telecine_export import cogvideox_vae
-from telecine_export.cogvideox_checks import check_transformer, check_vae
+from telecine_export.cogvideox_checks import check_text, check_transformer, check_vae
 from telecine_export.cogvideox_patches import patch_cogvideox_transformer
 from telecine_export.graphs import GraphSpec
 from telecine_export.ltx_video import text_encoder
@@ -70,9 +70,11 @@ def graphs(source: Source) -> list[GraphSpec]:
     """
     config, vae = transformer_config(source), vae_config(source)
     check_vae(source.component("vae").origin, vae)
+    text = source.config("text_encoder")
     check_transformer(source.component("transformer").origin, config, vae, source.pipeline_class)
+    check_text(source.component("text_encoder").origin, text, config)
     return [
-        text_encoder(source.config("text_encoder")),
+        text_encoder(text),
         transformer(config),
         *cogvideox_vae.encoder_graphs(vae),
         *cogvideox_vae.decoder_graphs(vae),

@@ -98,6 +98,19 @@ def check_vae(origin: Path, config: Config) -> None:
     _raise_first(f"{origin} has", checks)
 
 
+def check_text(origin: Path, config: Config, transformer: Config) -> None:
+    """
+    Raises:
+        SourceError: a text encoder of another width than the transformer's text.
+    """
+    if config["d_model"] != transformer["text_embed_dim"]:
+        raise SourceError(
+            f"{origin} has d_model {config['d_model']}",
+            expected=f"{transformer['text_embed_dim']}, the transformer's text_embed_dim",
+            fix="Check what is passed as --transformer and --text-encoder.",
+        )
+
+
 def _raise_first(where: str, checks: tuple[tuple[bool, str, str], ...]) -> None:
     for right, got, expected in checks:
         if not right:

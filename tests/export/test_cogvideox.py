@@ -22,7 +22,7 @@ from telecine.families.cogvideox.host import Host
 from telecine.families.cogvideox.positions import Place
 from telecine_export import cogvideox as family
 from telecine_export import cogvideox_vae
-from telecine_export.cogvideox_checks import check_transformer, check_vae
+from telecine_export.cogvideox_checks import check_text, check_transformer, check_vae
 from telecine_export.cogvideox_patches import flatten_caches, nest_caches, patch_cogvideox_vae
 from telecine_export.export import Progress, export_component
 from telecine_export.source import open_source
@@ -152,6 +152,20 @@ def test_what_no_graph_covers_is_refused(change: dict[str, Any], pipeline: str, 
 def test_a_vae_without_these_chunks_is_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(SourceError, match=message):
         check_vae(Path("vae"), family.complete(AutoencoderKLCogVideoX, VAE | change))
+
+
+def test_a_text_encoder_of_another_width_is_refused() -> None:
+    with pytest.raises(SourceError, match="d_model 64; expected 32, the transformer's text_embed_dim"):
+        check_text(Path("text_encoder"), {"d_model": 64}, TRANSFORMER)
+
+
+def test_parts_of_cogvideox_are_not_held_against_ltx_video(
+    cogvideox: Callable[..., tuple[Path, Path]], tmp_path: Path
+) -> None:
+    """An override's widths are the family's to check: `in_channels` of I2V are twice the VAE's."""
+    source, _ = cogvideox("5b-I2V")
+    opened = open_source(str(source), vae=str(source / "vae"))
+    assert len(family.graphs(opened)) == 10
 
 
 # The VAE
