@@ -164,7 +164,7 @@ def host(source: Source) -> dict[str, Any]:
         "invert_scale_latents": vae["invert_scale_latents"],
         "positions": positions(config),
         "ofs": OFS if config["ofs_embed_dim"] else None,
-        "chunks": cogvideox_vae.chunk_sizes(vae),
+        "widest_activations": cogvideox_vae.widest_activations(vae),
         "vae_tile": {"height": vae["sample_height"] // 2, "width": vae["sample_width"] // 2},
         "sample": {
             "height": config["sample_height"] * spatial,

@@ -133,17 +133,13 @@ def cache_shapes(config: Config, half: str) -> dict[str, tuple[int, int]]:
     return {path: (cache.shape[1], cache.shape[3] // 2) for path, cache in caches.items()}
 
 
-def chunk_sizes(config: Config) -> dict[str, dict[str, float]]:
-    """What the largest chunk of each half (13 frames, 3 latents) takes: values for each latent of a picture.
-
-    `widest`: of its largest activation. `caches`: of all that it keeps for the next chunk.
-    """
-    sizes = {}
-    for half, latents in (("encoder", 4), ("decoder", 3)):
-        caches, widest = _meta_run(config, half, latents=latents)
-        kept = sum(cache.numel() for cache in caches.values())
-        sizes[f"vae_{half}"] = {"widest": widest / 4, "caches": kept / 4}
-    return sizes
+def widest_activations(config: Config) -> dict[str, float]:
+    """Values of the largest activation of each half, in its largest chunk (13 frames, 3 latents), for each latent of a
+    picture: what the runtime predicts memory from."""
+    return {
+        f"vae_{half}": _meta_run(config, half, latents=latents)[1] / 4
+        for half, latents in (("encoder", 4), ("decoder", 3))
+    }
 
 
 def _meta_run(config: Config, half: str, *, latents: int) -> tuple[dict[str, Tensor], int]:

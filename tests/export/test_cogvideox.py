@@ -101,8 +101,9 @@ def host_with(config: dict[str, Any]) -> dict[str, Any]:
     return {
         "spatial_ratio": 8, "temporal_ratio": 4, "patch_size": config["patch_size"],
         "patch_size_t": config["patch_size_t"], "latent_channels": 4, "image_channels": 0, "text_channels": 32,
+        "text_length": 226,
         "scaling_factor": 0.7, "invert_scale_latents": False, "positions": family.positions(config), "ofs": None,
-        "chunks": {half: {"widest": 1.0, "caches": 1.0} for half in ("vae_encoder", "vae_decoder")},
+        "widest_activations": {"vae_encoder": 1.0, "vae_decoder": 1.0},
         "vae_tile": {"height": 240, "width": 360}, "scheduler": {},
     }  # fmt: skip
 
@@ -270,7 +271,8 @@ def test_the_host_is_told_what_its_math_needs(cogvideox: Callable[..., tuple[Pat
     assert (parsed.image_channels, parsed.ofs, parsed.invert_scale_latents) == (4, 2.0, True)
     assert parsed.tile == (48, 80)
     assert host["sample"] == {"height": 160, "width": 192, "num_frames": 9}
-    assert min(parsed.decoder.widest, parsed.decoder.caches, parsed.encoder.widest, parsed.encoder.caches) > 0
+    # 8 channels in the largest chunk's 13 frames, or 9, at 64 pixels a latent.
+    assert (parsed.encoder_widest, parsed.decoder_widest) == (8 * 13 * 64, 8 * 9 * 64)
 
 
 def test_a_scheduler_that_the_runtime_lacks_is_refused_at_export(

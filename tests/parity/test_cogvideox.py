@@ -6,6 +6,9 @@ Same source, same request, same seed, fp32, T5 and networks in evaluation mode, 
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -231,6 +234,7 @@ def test_one_image_serves_a_batch(cogvideox_pair: Callable[..., Any]) -> None:
         ("5b-I2V", {"image": IMAGES[0]}, "80 x 48 pixels; expected 3 of 96 x 64, which its learned positions"),
         ("5b-I2V", LEARNED | {"image": IMAGES[0], "num_frames": 13}, "4 latent frames .*; expected 3"),
         ("5b-I2V", LEARNED | {"image": IMAGES}, "2 images; expected 1"),
+        ("5b-I2V", LEARNED | {"image": IMAGES[0], "max_sequence_length": 64}, "a text length of 64; expected 226"),
         ("1.5-5b", {"height": 176}, "a video of 80 x 176 pixels; expected at most 192 x 160"),
         ("5b", {"latents": np.zeros((1, 4, 3, 6, 10), np.float32)}, "latents have shape .*; expected .1, 3, 4, 6, 10"),
         ("5b", {"latents": np.full((1, 3, 4, 6, 10), np.nan, np.float32)}, "latents hold NaN"),
@@ -268,3 +272,44 @@ def test_videos_that_cannot_be_are_refused(
 def test_upscaling_is_refused(cogvideox_pair: Callable[..., Any]) -> None:
     with pytest.raises(RequestError, match="upscale with a model of a family without latent upsamplers"):
         cogvideox_pair("5b").ours.upscale(latents=np.zeros((1, 4, 3, 6, 10), np.float32))
+
+
+SCRIPT = """
+import json, sys
+import numpy as np
+import telecine
+from telecine.backends.onnxruntime import OnnxRuntimeOptions
+
+def peak():
+    # Not ru_maxrss: a process that was started inherits the peak of the one that started it.
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM:")) * 1024
+
+def make(pipe, side, **more):
+    return pipe.generate(
+        prompt_embeds=np.zeros((1, 4, 32), np.float32), num_inference_steps=1, guidance_scale=1, num_frames=17,
+        output_type="uint8", height=side, width=side, **more
+    ).frames
+
+with telecine.load(sys.argv[1], options=OnnxRuntimeOptions(threads=1)) as pipe:
+    make(pipe, 16)
+    before = peak()
+    make(pipe, 320, **json.loads(sys.argv[2]))
+    print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_run_stays_within_its_limit(
+    cogvideox: Callable[..., Any], record_property: Callable[[str, object], None]
+) -> None:
+    """Of the tiny model, whose transformer is small beside its VAE, in a process of its own."""
+    limit = 700 * 2**20
+
+    def growth(**limited: int) -> int:
+        command = [sys.executable, "-c", SCRIPT, str(cogvideox("2b")[1]), json.dumps(limited)]
+        return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+    tiled, untiled = growth(memory_limit=limit), growth()
+    record_property("measured", f"CogVideoX: {tiled / 2**20:.0f} MiB of a limit of 700, {untiled / 2**20:.0f} untiled")
+    assert tiled <= limit < untiled

@@ -68,6 +68,7 @@ class Generation:
         clip = video.latent(host.grid)
         latent = clip.padded(host.grid)
         host.positions.check(Place.of(latent, host.grid), host.grid.side, host.grid.temporal)
+        _check_text(host, request)
         schedule = make_schedule(host.scheduler, request.num_inference_steps)
         schedule = schedule.last_steps(strength) if strength < 1 else schedule
         seeds = request.seeds()
@@ -146,6 +147,17 @@ class Generation:
             dropped = self.latent.frames - self.clip.frames
             frames = decode(self.models, self.host, latents[:, dropped:], self.decoding)
         return Output(frames=frames, seeds=self.seeds)
+
+
+def _check_text(host: Host, request: Request) -> None:
+    given = request.embeds("prompt")
+    length = given[0].shape[1] if given else request.max_sequence_length
+    if host.text_length not in (None, length):
+        raise RequestError(
+            f"a text length of {length}",
+            expected=f"{host.text_length}, which the model's learned positions are for",
+            fix="Leave max_sequence_length out.",
+        )
 
 
 def _check_model(host: Host, image: bool) -> None:

@@ -17,33 +17,27 @@ from telecine.shapes import Grid
 Array = npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChunkSize:
-    """Values that a half of the VAE holds in its largest chunk, for each latent of a picture: of its `widest`
-    activation, and of the `caches` that it keeps for the next chunk."""
-
-    widest: float
-    caches: float
-
-
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Host:
     """Ratios, schedule, positions and chunks of one model.
 
-    `image_channels` of the transformer's input are an image's latents: 0 where it takes none. `ofs` is what a model of
-    1.5 is told beside the timestep. `tile` is the (height, width) of diffusers' VAE tiles in pixels.
+    `image_channels` of the transformer's input are an image's latents: 0 where it takes none. `text_length` is the only
+    one of a model whose learned positions are of its text too. `ofs` is what a model of 1.5 is told beside the timestep.
+    `encoder_widest` and `decoder_widest`: values of a half's largest activation in its largest chunk, for each latent
+    of a picture. `tile` is the (height, width) of diffusers' VAE tiles in pixels.
     """
 
     grid: Grid
     latent_channels: int
     image_channels: int
     text_channels: int
+    text_length: int | None
     scaling_factor: float
     invert_scale_latents: bool
     positions: Positions
     ofs: float | None
-    encoder: ChunkSize
-    decoder: ChunkSize
+    encoder_widest: float
+    decoder_widest: float
     tile: tuple[int, int]
     scheduler: CogVideoXSchedulerConfig
 
@@ -66,12 +60,13 @@ class Host:
                 latent_channels=host["latent_channels"],
                 image_channels=host["image_channels"],
                 text_channels=host["text_channels"],
+                text_length=host["text_length"] if host["positions"].get("table") else None,
                 scaling_factor=host["scaling_factor"],
                 invert_scale_latents=host["invert_scale_latents"],
                 positions=_positions(host["positions"]),
                 ofs=host["ofs"],
-                encoder=ChunkSize(**host["chunks"]["vae_encoder"]),
-                decoder=ChunkSize(**host["chunks"]["vae_decoder"]),
+                encoder_widest=host["widest_activations"]["vae_encoder"],
+                decoder_widest=host["widest_activations"]["vae_decoder"],
                 tile=(host["vae_tile"]["height"], host["vae_tile"]["width"]),
                 scheduler=CogVideoXSchedulerConfig.from_dict(host["scheduler"]),
             )

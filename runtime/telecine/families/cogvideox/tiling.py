@@ -15,11 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from telecine.errors import RequestError
-from telecine.families.cogvideox.host import ChunkSize, Host
+from telecine.families.cogvideox.chunks import DECODER, ENCODER
+from telecine.families.cogvideox.host import Host
 from telecine.shapes import LatentShape
 from telecine.tiling import TilingOptions
 from telecine.tiling.blended import Blended, Steps
-from telecine.tiling.memory import COPIES, DECODED_BYTES, FLOAT
+from telecine.tiling.memory import DECODED_BYTES, FLOAT
 from telecine.tiling.options import show_size
 
 Array = npt.NDArray[np.float32]
@@ -28,6 +29,10 @@ Array = npt.NDArray[np.float32]
 OVERLAPS = (1 / 6, 1 / 5)
 # Of the sides of tiles, in latents, so that diffusers' whole numbers leave no rest: its overlaps then fit the picture.
 WHOLE = (6, 5)
+# The largest activation, this many times over, for each graph that runs: what ONNX Runtime's CPU provider holds at its
+# peak, caches and all; every graph's session keeps an arena of its own. Resident growth measured over sizes: 28 to 31
+# times for the decoder's first chunk and as much again for later ones, 9 to 12 for the encoder's.
+DECODER_COPIES, ENCODER_COPIES = 33, 13
 # The whole video is one tile in time.
 ALWAYS = Steps(1 << 40, 1 << 40, keep=1 << 40, blend=0)
 
@@ -140,13 +145,17 @@ class _Planner:
         return counts * area, counts
 
     def _peak(self, tile: Sides, tiles: Blended | None) -> int:
-        """Bytes: a chunk's activations, its caches as they come and go, and the host's frames beside them.
+        """Bytes: what the graphs of a tile's chunks hold, and the host's frames beside them.
 
         Tiles run one video at a time, and give out the video when all of it is there.
         """
-        half: ChunkSize = self.host.decoder if self.decoding else self.host.encoder
-        at_once = self.videos if tiles is None else 1
-        network = at_once * tile[0] * tile[1] * (half.widest * COPIES + 2 * half.caches) * FLOAT
+        host, at_once = self.host, self.videos if tiles is None else 1
+        values, half, length = host.decoder_widest * DECODER_COPIES, DECODER, self.latent.frames
+        if not self.decoding:
+            values, half = host.encoder_widest * ENCODER_COPIES, ENCODER
+            length = host.grid.num_frames(length)
+        graphs = len({chunk.role for chunk in half.chunks(length)})
+        network = at_once * tile[0] * tile[1] * values * graphs * FLOAT
         if not self.decoding:
             return math.ceil(network)
         frames = self.host.grid.num_frames(self.latent.frames if tiles is not None else min(self.latent.frames, 3))

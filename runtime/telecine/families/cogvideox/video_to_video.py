@@ -9,6 +9,7 @@ from telecine.denoise import Callback
 from telecine.errors import RequestError
 from telecine.families.base import Models, Output, Stage
 from telecine.families.cogvideox.generation import Generation
+from telecine.families.cogvideox.host import Host
 from telecine.families.cogvideox.vae import encode, plan_encoding
 from telecine.media import load_video, to_pixels
 from telecine.request import Request
@@ -34,7 +35,7 @@ def run(models: Models, request: Request, *, stage: Stage, callback: Callback | 
             fix="Pass video=, a path or frames.",
         )
     frames = None if request.video is None else load_video(request.video)[0]
-    count = len(frames) if frames is not None else _latent_frames(request)
+    count = len(frames) if frames is not None else _given_frames(models, request)
     generation = Generation.prepare(models, request, num_frames=count, strength=request.strength)
     _check_frames(generation, None if frames is None else len(frames))
     if frames is None:
@@ -53,11 +54,11 @@ def run(models: Models, request: Request, *, stage: Stage, callback: Callback | 
     return generation.output(generation.denoise(latents, text, stage=stage, callback=callback), stage)
 
 
-def _latent_frames(request: Request) -> int:
-    """A number of frames that has as many latents as the caller's, where they have frames at all."""
+def _given_frames(models: Models, request: Request) -> int:
+    """How many frames the caller's latents decode to, where they have frames at all."""
     assert request.latents is not None
     shape = np.shape(request.latents)
-    return 4 * (shape[1] - 1) + 1 if len(shape) == 5 and shape[1] > 0 else 1
+    return Host.parse(models.host).grid.num_frames(shape[1]) if len(shape) == 5 and shape[1] > 0 else 1
 
 
 def _check_frames(generation: Generation, frames: int | None) -> None:

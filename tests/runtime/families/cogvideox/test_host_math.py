@@ -31,6 +31,7 @@ HOST: dict[str, Any] = {
     "latent_channels": 4,
     "image_channels": 0,
     "text_channels": 32,
+    "text_length": 226,
     "scaling_factor": 0.7,
     "invert_scale_latents": False,
     "positions": {
@@ -42,10 +43,7 @@ HOST: dict[str, Any] = {
         "temporal_interpolation_scale": 1.0,
     },
     "ofs": None,
-    "chunks": {
-        "vae_encoder": {"widest": 100_000.0, "caches": 20_000.0},
-        "vae_decoder": {"widest": 150_000.0, "caches": 30_000.0},
-    },
+    "widest_activations": {"vae_encoder": 100_000.0, "vae_decoder": 150_000.0},
     "vae_tile": {"height": 240, "width": 360},
     "sample": {"height": 64, "width": 96, "num_frames": 9},
     "scheduler": {"_class_name": DDIM, "timestep_spacing": "trailing", "prediction_type": "v_prediction"},
@@ -238,7 +236,7 @@ def test_the_models_own_size_and_rate_are_the_defaults() -> None:
     assert request("CogVideoXVideoToVideoPipeline", video="clip.mp4").strength == 0.8
 
 
-@pytest.mark.parametrize("missing", ["patch_size", "chunks", "scheduler", "vae_tile", "positions"])
+@pytest.mark.parametrize("missing", ["patch_size", "widest_activations", "scheduler", "vae_tile", "positions"])
 def test_a_host_without_a_field_is_refused(missing: str) -> None:
     with pytest.raises(BundleError, match=f"no '{missing}'"):
         Host.parse({name: value for name, value in HOST.items() if name != missing})
