@@ -21,10 +21,10 @@ Array = npt.NDArray[np.float32]
 class Host:
     """Ratios, schedule, positions and chunks of one model.
 
-    `image_channels` of the transformer's input are an image's latents: 0 where it takes none. `text_length` is the only
-    one of a model whose learned positions are of its text too. `ofs` is what a model of 1.5 is told beside the timestep.
-    `encoder_widest` and `decoder_widest`: values of a half's largest activation in its largest chunk, for each latent
-    of a picture. `tile` is the (height, width) of diffusers' VAE tiles in pixels.
+    `image_channels` of the transformer's input are an image's latents: 0 where it takes none. `text_length` is the
+    only one of a model whose learned positions are of its text too. `ofs` is what a model of 1.5 is told beside the
+    timestep. `encoder_widest` and `decoder_widest`: values of a half's largest activation in its largest chunk, for
+    each latent of a picture. `tile` is the (height, width) of diffusers' VAE tiles in pixels.
     """
 
     grid: Grid
