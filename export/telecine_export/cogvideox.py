@@ -102,12 +102,8 @@ def transformer(config: Config) -> GraphSpec:
         axes["hidden_states"] |= {1: sides[0], 3: sides[2], 4: sides[3]}
         axes["encoder_hidden_states"] |= {1: "text_length"}
         shape = sides
-    for name, tensor in _positions(config, frames, rows, columns).items():
-        sample[name] = tensor
-        named = ["frame_groups", "rows", "columns"]
-        if name.startswith("position_"):
-            named = [name.removeprefix("position_").replace("frames", "frame_groups")]
-        axes[name] = {} if learned else dict(enumerate(named))
+    for name, (tensor, named) in _positions(config, frames, rows, columns).items():
+        sample[name], axes[name] = tensor, {} if learned else dict(enumerate(named))
     if config["ofs_embed_dim"]:
         sample["ofs"], axes["ofs"] = torch.zeros(1), {}
     return GraphSpec(
@@ -122,18 +118,16 @@ def transformer(config: Config) -> GraphSpec:
     )
 
 
-def _positions(config: Config, frames: int, rows: int, columns: int) -> dict[str, Tensor]:
-    """Samples of what the host computes of tokens' places: rotary tables, or sinusoids along each axis."""
+def _positions(config: Config, frames: int, rows: int, columns: int) -> dict[str, tuple[Tensor, tuple[str, ...]]]:
+    """What the host computes of tokens' places, rotary tables or sinusoids along each axis: samples and their axes."""
     if config["use_rotary_positional_embeddings"]:
         table = torch.zeros(frames, rows, columns, config["attention_head_dim"] // 2)
-        return {"rope_cos": table, "rope_sin": table.clone()}
-    if config["use_learned_positional_embeddings"]:
-        return {}
+        return {name: (table.clone(), ("frame_groups", "rows", "columns")) for name in ("rope_cos", "rope_sin")}
     width = config["num_attention_heads"] * config["attention_head_dim"]
     return {
-        "position_frames": torch.zeros(frames, width // 4),
-        "position_columns": torch.zeros(columns, 3 * width // 8),
-        "position_rows": torch.zeros(rows, 3 * width // 8),
+        "position_frames": (torch.zeros(frames, width // 4), ("frame_groups",)),
+        "position_columns": (torch.zeros(columns, 3 * width // 8), ("columns",)),
+        "position_rows": (torch.zeros(rows, 3 * width // 8), ("rows",)),
     }
 
 

@@ -94,7 +94,7 @@ class _Planner:
             steps = self._steps(size // spatial, stride // spatial)
             return steps, steps
         sides = self.host.tile if size is None else (size, size)
-        made = [overlapped(side // spatial, axis) for axis, side in enumerate(sides)]
+        made = [overlapped(side // spatial, axis, spatial) for axis, side in enumerate(sides)]
         if None in made or any(side % spatial for side in sides):
             unit = spatial * math.lcm(*WHOLE)
             raise RequestError(
@@ -116,7 +116,8 @@ class _Planner:
         """Tiles along each side with diffusers' overlaps, the smallest first, and none at all."""
         candidates = []
         for axis, side in enumerate(whole):
-            cuts = [overlapped(size, axis) for size in range(WHOLE[axis], side, WHOLE[axis])]
+            sizes = range(WHOLE[axis], side, WHOLE[axis])
+            cuts = [overlapped(size, axis, self.host.grid.spatial) for size in sizes]
             candidates.append([self._steps(*cut) for cut in cuts if cut is not None] + [self._steps(side, side)])
         return candidates
 
@@ -173,14 +174,14 @@ class _Planner:
         return plan
 
 
-def overlapped(size: int, axis: int) -> tuple[int, int] | None:
+def overlapped(size: int, axis: int, spatial: int) -> tuple[int, int] | None:
     """Size and stride of diffusers' tiles of `size` latents in height (axis 0) or width; None where its roundings of
-    the overlap in latents and in pixels, of 8 each, are not the same.
+    the overlap in latents and in pixels, `spatial` of them each, are not the same.
 
     Source: diffusers `AutoencoderKLCogVideoX.tiled_decode`.
     """
     stride = int(size * (1 - OVERLAPS[axis]))
-    fits = size >= 2 and int(size * 8 * OVERLAPS[axis]) == 8 * (size - stride)
+    fits = int(size * spatial * OVERLAPS[axis]) == spatial * (size - stride)
     return (size, stride) if fits and 0 < stride < size else None
 
 

@@ -135,7 +135,7 @@ def test_diffusers_tiles_are_half_of_the_sample_with_its_overlaps() -> None:
     columns = Steps(width, 36, keep=288, blend=72)
     made = plan(mode="diffusers").tiles
     assert (made.rows, made.columns) == (rows, columns)
-    assert overlapped(height, 0) == (30, int(height * (1 - vae.tile_overlap_factor_height)))
+    assert overlapped(height, 0, 8) == (30, int(height * (1 - vae.tile_overlap_factor_height)))
     encoded = plan(mode="diffusers", decoding=False).tiles
     assert (encoded.rows, encoded.columns) == (Steps(240, 200, keep=25, blend=5), Steps(360, 288, keep=36, blend=9))
 
@@ -195,10 +195,10 @@ def test_tiles_that_cannot_be_are_refused(options: dict[str, Any], message: str)
 
 @pytest.mark.parametrize("axis", [0, 1])
 def test_tiles_keep_the_size_of_the_picture(axis: int) -> None:
-    fitting = [size for size in range(1, 200) if overlapped(size, axis)]
+    fitting = [size for size in range(1, 200) if overlapped(size, axis, 8)]
     assert set(range((6, 5)[axis], 200, (6, 5)[axis])) <= set(fitting)
     for size in fitting:
-        made = overlapped(size, axis)
+        made = overlapped(size, axis, 8)
         assert made is not None
         factor = (1 / 6, 1 / 5)[axis]
         assert 8 * size - int(8 * size * factor) == 8 * made[1]  # what diffusers keeps is what it strides over
