@@ -60,6 +60,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_constructors_parameters_reach_the_graph(variant: str, tmp_path: Path) -> None:
     model = tiny_cogvideox_transformer(seed=3, **VARIANTS[variant]).eval()
