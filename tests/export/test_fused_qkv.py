@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -14,33 +16,39 @@ import torch
 from diffusers import CogVideoXTransformer3DModel
 from onnxruntime import InferenceSession
 
+from telecine.bundle import Bundle
 from telecine.errors import SourceError
-from telecine_export import cogvideox, ltx_video
+from telecine.manifest import FILE_NAME, Component
+from telecine_export import ltx_video
 from telecine_export.checkpoints.joined import Joined
 from telecine_export.export import Progress, export_component
+from telecine_export.families import family_of
 from telecine_export.fused_qkv import fuse_qkv
 from telecine_export.source import open_source
 from telecine_export.trace import trace
+from telecine_export.verify import verify_bundle
+
+
+class Fused(NamedTuple):
+    """A source, its bundle, and the folder and manifest entry of the same transformer with fused projections."""
+
+    source: Path
+    bundle: Path
+    folder: Path
+    component: Component
 
 
 @pytest.fixture(scope="module", params=["ltx", "cogvideox"])
-def both(
+def fused(
     request: pytest.FixtureRequest, tiny_source: Path, tiny_bundle: Path, cogvideox: Callable[..., Any],
     tmp_path_factory: pytest.TempPathFactory,
-) -> tuple[Path, Path, Path]:  # fmt: skip
-    """A source, its transformer's folder, and the folder of the same transformer with fused projections."""
+) -> Fused:  # fmt: skip
     source, bundle = (tiny_source, tiny_bundle) if request.param == "ltx" else cogvideox("5b")
     opened = open_source(str(source))
-    make: Any = ltx_video.transformer if request.param == "ltx" else _cogvideox_spec
-    config = ltx_video._complete(ltx_video.LTXVideoTransformer3DModel, opened.config("transformer"))
-    spec = make(config) if request.param == "ltx" else make(opened)
+    spec = next(spec for spec in family_of(opened).graphs(opened) if spec.component == "transformer")
     folder = tmp_path_factory.mktemp("fused")
-    export_component(opened, folder, [fuse_qkv(spec)], precision="fp32", opset=23, progress=Progress())
-    return source, bundle / "transformer", folder / "transformer"
-
-
-def _cogvideox_spec(opened: Any) -> Any:
-    return cogvideox.transformer(cogvideox.transformer_config(opened))
+    component = export_component(opened, folder, [fuse_qkv(spec)], precision="fp32", opset=23, progress=Progress())
+    return Fused(source, bundle, folder / "transformer", component)
 
 
 def graph(folder: Path) -> onnx.ModelProto:
@@ -65,21 +73,21 @@ def feeds(model: onnx.ModelProto) -> dict[str, np.ndarray]:
     return made
 
 
-def test_fused_products_give_the_same_numbers(both: tuple[Path, Path, Path]) -> None:
-    _, plain, fused = both
+def test_fused_products_give_the_same_numbers(fused: Fused) -> None:
+    plain = fused.bundle / "transformer"
     given = feeds(graph(plain))
     results = [
         InferenceSession(str(folder / "main.onnx"), providers=["CPUExecutionProvider"]).run(None, given)[0]
-        for folder in (plain, fused)
+        for folder in (plain, fused.folder)
     ]
     assert results[0].std() > 0.1
     # The same products and sums; a library may block a wider matrix otherwise.
     np.testing.assert_allclose(results[1], results[0], rtol=0, atol=2e-6)
 
 
-def test_fused_weights_are_the_checkpoints_bits(both: tuple[Path, Path, Path]) -> None:
-    source, plain, fused = both
-    weights = {each.name: onnx.numpy_helper.to_array(each) for each in graph(fused).graph.initializer}
+def test_fused_weights_are_the_checkpoints_bits(fused: Fused) -> None:
+    source, plain = fused.source, fused.bundle / "transformer"
+    weights = {each.name: onnx.numpy_helper.to_array(each) for each in graph(fused.folder).graph.initializer}
     joints = [name for name in weights if ".to_qkv." in name or ".to_kv." in name]
     assert not [name for name in weights if ".to_k." in name or ".to_v." in name]
     with open_source(str(source)).checkpoint("transformer") as checkpoint:
@@ -89,14 +97,25 @@ def test_fused_weights_are_the_checkpoints_bits(both: tuple[Path, Path, Path]) -
             expected = torch.cat([checkpoint.load(name.replace(joint, part)) for part in parts]).numpy()
             np.testing.assert_array_equal(weights[name], expected.T if expected.ndim == 2 else expected)
     products = [
-        sum(node.op_type in ("MatMul", "Gemm") for node in graph(folder).graph.node) for folder in (plain, fused)
+        sum(node.op_type in ("MatMul", "Gemm") for node in graph(folder).graph.node) for folder in (plain, fused.folder)
     ]
     assert products[1] == products[0] - 2 * len([name for name in joints if name.endswith("to_qkv.weight")]) - len(
         [name for name in joints if name.endswith("to_kv.weight")]
     )
     assert sum((folder / "weights.bin").stat().st_size for folder in (plain,)) == pytest.approx(
-        (fused / "weights.bin").stat().st_size, rel=0.1
+        (fused.folder / "weights.bin").stat().st_size, rel=0.1
     )
+
+
+def test_a_fused_bundle_is_verified_against_its_source(fused: Fused, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(fused.bundle, bundle, ignore=shutil.ignore_patterns("transformer"))
+    shutil.copytree(fused.folder, bundle / "transformer")
+    manifest = Bundle.open(fused.bundle).manifest
+    components = manifest.components | {"transformer": fused.component}
+    (bundle / FILE_NAME).write_text(dataclasses.replace(manifest, components=components).dump())
+    report = verify_bundle(bundle, open_source(str(fused.source)), stages=["transformer"])
+    assert report.passed, report.stages
 
 
 def test_diffusers_fuses_the_same_way(cogvideox: Callable[..., Any]) -> None:
