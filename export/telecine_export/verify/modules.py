@@ -11,6 +11,7 @@ from typing import Any
 
 import diffusers
 import torch
+from diffusers import AutoencoderKLLTXVideo, FlowMatchEulerDiscreteScheduler, LTXVideoTransformer3DModel
 from diffusers.pipelines.ltx.modeling_latent_upsampler import LTXLatentUpsamplerModel
 from torch import nn
 from transformers import T5Config, T5EncoderModel
@@ -21,8 +22,14 @@ from telecine_export.tokenizer import load_tokenizer
 from telecine_export.verify.checks import FP32, loading
 from telecine_export.weights import TIED_NAMES
 
-# Of components that diffusers itself has no class for by its configuration's `_class_name`.
-MODULES: Mapping[str, Any] = {"text_encoder": T5EncoderModel, "latent_upsampler": LTXLatentUpsamplerModel}
+# By component, where its configuration names none of diffusers' classes.
+MODULES: Mapping[str, Any] = {
+    "text_encoder": T5EncoderModel,
+    "transformer": LTXVideoTransformer3DModel,
+    "vae": AutoencoderKLLTXVideo,
+    "latent_upsampler": LTXLatentUpsamplerModel,
+    "scheduler": FlowMatchEulerDiscreteScheduler,
+}
 # What a pipeline for generation is made of.
 PIPELINE_MODULES = ("text_encoder", "transformer", "vae")
 
@@ -60,16 +67,8 @@ def load_pipeline(source: Source) -> Any:
 
 
 def _class_of(source: Source, component: str) -> Any:
-    """The class of a component, as its own configuration names it.
-
-    Raises:
-        SourceError: a configuration that names none of diffusers'.
-    """
-    if component in MODULES:
-        return MODULES[component]
-    name = source.config(component).get("_class_name", "")
-    with loading(f"{source.component(component).origin} as {name or 'no class'}"):
-        return getattr(diffusers, name)
+    """The class that a component's configuration names."""
+    return getattr(diffusers, source.config(component).get("_class_name", ""), MODULES[component])
 
 
 def _loads(source: Source, component: str) -> bool:
