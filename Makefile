@@ -8,10 +8,17 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --con
 MODEL    ?=
 PROMPT   ?= a red ball rolls slowly to the left over a green floor
 GENERATE ?=
+# make build-engines MODEL=... PRECISION=fp16 TARGET="rtx-sm89 rtx-sm120" WORKLOADS="768x512x121 512x512x9..1024x704x161"
+PRECISION ?= fp16
+TARGET    ?=
+WORKLOADS ?=
+BUILD     ?=
+# make wheelhouse EXTRA=tensorrt-rtx,video
+EXTRA     ?= tensorrt-rtx
 # make test ARGS="-k noise -x"
 ARGS     ?=
 
-.PHONY: demo test test-slow lint format build-engines bench clean
+.PHONY: demo test test-slow lint format build-engines wheelhouse bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python scripts/demo.py --model "$(MODEL)" --prompt "$(PROMPT)" -- $(GENERATE)
@@ -31,8 +38,16 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-build-engines bench:
-	@echo "make $@: not built yet. ONNX Runtime is this version's only backend; see README.md." >&2
+build-engines: $(VENV)/.engines
+	$(BIN)/python scripts/build_engines.py --model "$(MODEL)" --precision "$(PRECISION)" --target "$(TARGET)" \
+		--workloads "$(WORKLOADS)" -- $(BUILD)
+
+wheelhouse: $(VENV)/bin/python
+	$(PIP) --editable .
+	$(BIN)/python scripts/make_wheelhouse.py --extra "$(EXTRA)" --out dist/wheelhouse
+
+bench:
+	@echo "make $@: not built yet; see README.md." >&2
 	@exit 1
 
 clean:
@@ -45,6 +60,12 @@ $(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(PIP) --editable ".[export,onnxruntime,video]"
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.demo
-	$(PIP) --editable ".[export,onnxruntime,video,dev]"
+# A machine whose GPU TensorRT for RTX does not know installs ".[tensorrt]" into it first.
+$(VENV)/.engines: $(VENV)/.demo
+	$(PIP) --editable ".[export,onnxruntime,video,tensorrt-rtx]"
+	@touch $@
+
+# The bindings of TensorRT come without its libraries: tests compare their doubles with them.
+$(VENV)/.dev: $(VENV)/.engines
+	$(PIP) --editable ".[export,onnxruntime,video,tensorrt-rtx,dev]" tensorrt-cu13-bindings tensorrt-lean-cu13-bindings
 	@touch $@

@@ -1,56 +1,51 @@
-"""Make the README's pictures: every clip of the gallery, by `telecine generate`, into scripts/gallery.
+"""Make the README's pictures: every clip of the gallery, by the commands that the README shows.
 
-python scripts/build_gallery.py
+python scripts/build_gallery.py [NAME...]
+
+Prints how close the clips come to the frames that they were given.
 """
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from demo_model.settings import CHECKPOINT, FILE_FRAME_RATE, SETTINGS, options
+from demo_model.gallery import BUNDLE, DEMO, INPUTS, PICTURES, ROOT, Picture, given, path, psnr
+from demo_model.settings import CHECKPOINT, FILE_FRAME_RATE, UPSCALER
+from PIL import Image
 
-ROOT = Path(__file__).parents[1]
-GALLERY = Path(__file__).parent / "gallery"
-TELECINE = str(Path(sys.executable).with_name("telecine"))
+from telecine.media import load_video
+from telecine.video import save_video
 
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """One clip: its file's name, its prompt, and what differs from the demo model's settings."""
-
-    name: str
-    prompt: str
-    change: dict[str, Any] = field(default_factory=dict)
-
-
-PICTURES = (
-    Picture("ball-left", "a red ball rolls to the left over a dark green floor"),
-    Picture("square-up", "a yellow square drifts upwards, against a dark blue wall", {"seed": 3}),
-    Picture("triangle-right", "an orange triangle slides to the right over a gray background"),
-    Picture("ball-grows", "a white circle gets bigger over a background that fades from brown to black", {"seed": 1}),
-    Picture("without-negative", "a ball moves to the right over a black background", {"seed": 1}),
-    Picture(
-        "with-negative", "a ball moves to the right over a black background", {"seed": 1, "negative_prompt": "white"}
-    ),
-    Picture("wide", "an orange triangle moves to the right over a dark blue background", {"width": 128}),
-    Picture("long", "a purple triangle moves slowly down over a light blue background", {"num_frames": 25}),
-)
+BIN = Path(sys.executable).parent
 
 
 def main() -> None:
-    bundle = ROOT / "bundles" / "demo"
-    if not bundle.exists():
-        subprocess.run([TELECINE, "export", str(CHECKPOINT), str(bundle)], check=True)
-    GALLERY.mkdir(exist_ok=True)
-    for picture in PICTURES:
-        settings = SETTINGS | {"seed": 0} | picture.change
-        output = GALLERY / f"{picture.name}.gif"
-        command = [TELECINE, "generate", str(bundle), "--prompt", picture.prompt, "-o", str(output)]
-        subprocess.run([*command, "--file-frame-rate", str(FILE_FRAME_RATE), *options(settings)], check=True)
+    chosen = [picture for picture in PICTURES if picture.name in (sys.argv[1:] or [each.name for each in PICTURES])]
+    (ROOT / path("")).mkdir(exist_ok=True)
+    if not (ROOT / BUNDLE).exists():
+        run(["telecine", "export", str(CHECKPOINT), BUNDLE, "--upscaler", str(UPSCALER)])
+    for name in INPUTS:
+        target = ROOT / path(name)
+        if target.suffix == ".png":
+            Image.fromarray(given(name)[0]).save(target)
+        else:
+            save_video(given(name), target, frame_rate=FILE_FRAME_RATE)
+    for picture in chosen:
+        run(picture.command(DEMO))
+        for frame, name in picture.kept.items() if isinstance(picture, Picture) else ():
+            expected = given(name)
+            frames = load_video(ROOT / picture.file)[0][frame : frame + len(expected)]
+            decibels = [psnr(made, drawn) for made, drawn in zip(frames, expected, strict=True)]
+            print(f"{picture.name}: {name} at frame {frame}: {min(decibels):.1f} dB PSNR, of the clip's 256 colours")
+
+
+def run(command: list[str]) -> None:
+    """Run a command in the repository's root, where its paths begin."""
+    print(shlex.join(command), file=sys.stderr)
+    subprocess.run([str(BIN / command[0]), *command[1:]], cwd=ROOT, check=True)
 
 
 if __name__ == "__main__":

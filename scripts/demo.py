@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from demo_model.settings import CHECKPOINT, FILE_FRAME_RATE, SETTINGS, options
+from demo_model.settings import CHECKPOINT, FILE_FRAME_RATE, SETTINGS, UPSCALER, options
 
 ROOT = Path(__file__).parents[1]
 TELECINE = str(Path(sys.executable).with_name("telecine"))
@@ -27,17 +27,19 @@ def main() -> None:
 
     name = re.sub(r"[^\w.-]+", "-", arguments.model).strip("-") or "demo"
     bundle, clip = ROOT / "bundles" / name, ROOT / "out" / "demo.mp4"
-    source = arguments.model or str(CHECKPOINT)
+    source = [arguments.model] if arguments.model else [str(CHECKPOINT), "--upscaler", str(UPSCALER)]
     recommended = ["--preset", "recommended"]
-    shapes = ["--seed", "0", "--file-frame-rate", str(FILE_FRAME_RATE), *options(SETTINGS)]
+    shapes = ["--file-frame-rate", str(FILE_FRAME_RATE), *options(SETTINGS)]
+    if "--seed" not in arguments.generate:  # a second one would be a second video's
+        shapes += ["--seed", "0"]
     settings = recommended if arguments.model else shapes
 
     stages: dict[str, list[str]] = {}
     if bundle.exists():
         print(f"using {bundle.relative_to(ROOT)}; remove it to export again", file=sys.stderr)
     else:
-        stages["export"] = [TELECINE, "export", source, str(bundle)]
-    stages["verify"] = [TELECINE, "verify", str(bundle), source]
+        stages["export"] = [TELECINE, "export", source[0], str(bundle), *source[1:]]
+    stages["verify"] = [TELECINE, "verify", str(bundle), *source]
     stages["generate"] = [
         TELECINE, "generate", str(bundle), "--prompt", arguments.prompt, "-o", str(clip),
         *settings, *arguments.generate,

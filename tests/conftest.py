@@ -7,11 +7,13 @@ import fcntl
 import importlib.util
 import os
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from doubles.cuda_runtime import CudaDouble
+from doubles.install import install_cuda, install_tensorrt
 
 from telecine.bundle import Bundle
 from telecine.manifest import FILE_NAME
@@ -158,6 +160,51 @@ def _export_style(source: Path, destination: Path, first: Path) -> None:
     from telecine_export.source import open_source
 
     _export_but(open_source(str(source)), destination, first, anew={"transformer"})
+
+
+@pytest.fixture(scope="session")
+def demo_source() -> Path:
+    """The repository's own trained checkpoint: fp16, a decoder of 0.9.5's kind, dynamic shift, an upsampler beside."""
+    return ROOT / "scripts" / "demo_model" / "checkpoint"
+
+
+@pytest.fixture(scope="session")
+def demo_bundles(shared: Callable[..., Path]) -> Path:
+    """The repository's demo checkpoint at every precision, of one trace: folders fp32, fp16, bf16, fp8. Read only."""
+
+    def make(folder: Path) -> None:
+        load_script("precision_table").export_all(folder)
+
+    return shared("demo-bundles", make)
+
+
+@pytest.fixture(scope="session")
+def demo_bundle(demo_bundles: Path) -> Path:
+    """`demo_source`, exported at fp32. Read only."""
+    return demo_bundles / "fp32"
+
+
+@pytest.fixture(scope="session")
+def demo_upscaler_bundle(shared: Callable[..., Path], demo_source: Path, demo_bundle: Path) -> Path:
+    """`demo_source` with its upsampler, exported. Read only."""
+    upscaler = demo_source / "latent_upsampler"
+    return shared("demo-upscaler-bundle", lambda path: export_with_upscaler(demo_source, path, upscaler, demo_bundle))
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[CudaDouble]:
+    """A CUDA double with one GPU of compute capability 8.9 in place of cuda-bindings. What CUDA or TensorRT leaves
+    undefined, and memory that is not freed, fails the test."""
+    cuda = install_cuda(monkeypatch, CudaDouble())
+    yield cuda
+    assert cuda.violations == []
+    assert set(cuda.leftovers().values()) == {0}, cuda.leftovers()
+
+
+@pytest.fixture
+def tensorrt(gpu: CudaDouble, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """`tensorrt("tensorrt_rtx")`: a TensorRT double in place of that package (default: `tensorrt` 11)."""
+    return lambda *arguments: install_tensorrt(monkeypatch, gpu, *arguments)
 
 
 def edit_bundle(bundle: Path, copy: Path, *, host: dict[str, Any] | None = None, **fields: Any) -> Path:

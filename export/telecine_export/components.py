@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from telecine.errors import SourceError
+from telecine.json_files import read_json
+from telecine.safetensors_files import weight_files
 from telecine_export.checkpoints.checkpoint import Checkpoint
 from telecine_export.checkpoints.dequantised import Dequantised
 from telecine_export.checkpoints.gguf_file import MAGIC, GgufCheckpoint
 from telecine_export.checkpoints.renamed import Renamed
-from telecine_export.checkpoints.safetensors_files import SafetensorsCheckpoint, weight_files
-from telecine_export.json_files import read_json
+from telecine_export.checkpoints.safetensors_files import SafetensorsCheckpoint
 
 CONFIG_FILE = "config.json"
 SCHEDULER_FILE = "scheduler_config.json"

@@ -7,21 +7,28 @@ from dataclasses import dataclass
 from typing import Any
 
 from telecine.errors import SourceError
-from telecine_export import cogvideox, ltx_video
+from telecine_export import cogvideox, cogvideox_precision, ltx_video, ltx_video_precision
 from telecine_export.graphs import GraphSpec
+from telecine_export.precision.policy import Policy
+from telecine_export.precision.trial import Trial
 from telecine_export.source import Source
 from telecine_export.upscaler import UPSCALER_CLASS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
-    """What export needs to know of a family; each function reads a source's configurations."""
+    """What export needs to know of a family; each function reads a source's configurations.
+
+    `policies` are by component: what of it stays in higher precision. `trial` is what precision is tried on.
+    """
 
     name: str
     graphs: Callable[[Source], list[GraphSpec]]
     host: Callable[[Source], dict[str, Any]]
     variant: Callable[[Source], str]
     presets: Callable[[Source], dict[str, dict[str, Any]]]
+    policies: Mapping[str, Policy]
+    trial: Trial
 
 
 LTX_VIDEO = Family(
@@ -30,6 +37,8 @@ LTX_VIDEO = Family(
     host=ltx_video.host,
     variant=ltx_video.variant,
     presets=ltx_video.presets,
+    policies=ltx_video_precision.POLICIES,
+    trial=ltx_video_precision.TRIAL,
 )
 
 COGVIDEOX = Family(
@@ -38,6 +47,8 @@ COGVIDEOX = Family(
     host=cogvideox.host,
     variant=cogvideox.variant,
     presets=cogvideox.presets,
+    policies=cogvideox_precision.POLICIES,
+    trial=cogvideox_precision.TRIAL,
 )
 
 FAMILIES: Mapping[str, Family] = {

@@ -48,7 +48,7 @@ def fuse_qkv(spec: GraphSpec) -> GraphSpec:
             )
         return module
 
-    return replace(spec, build=build)
+    return replace(spec, build=build, fused=True)
 
 
 def _fuse(attn: Any) -> None:

@@ -8,12 +8,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-PRECISIONS: Mapping[str, torch.dtype] = {
-    "fp32": torch.float32,
-    "fp16": torch.float16,
-    "bf16": torch.bfloat16,
-}
-
 AxisNames = Mapping[int, str]
 
 
@@ -23,7 +17,8 @@ class GraphSpec:
 
     `axes` names each input's dynamic axes; a name is either a symbol (`tokens`) or a symbol with a grid rule
     (`8*latent_frames-7`). `untied` lists (input, axis, name) triples that are traced equal to another axis and then
-    set free: the graph broadcasts over them. `rename` maps a parameter of the module to the checkpoint's name.
+    set free: the graph broadcasts over them. `rename` maps a parameter of the module to the checkpoint's name. `states`
+    are outputs beside `output`, by name. `fused` says whether projections are joined (`fused_qkv`).
     """
 
     component: str
@@ -37,6 +32,7 @@ class GraphSpec:
     rename: Callable[[str], str] = lambda name: name
     untied: tuple[tuple[str, int, str], ...] = field(default=())
     states: Mapping[str, tuple[str | int, ...]] = field(default_factory=dict)
+    fused: bool = False
 
     @property
     def outputs(self) -> dict[str, tuple[str | int, ...]]:

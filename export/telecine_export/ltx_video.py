@@ -183,7 +183,7 @@ def presets(source: Source) -> dict[str, dict[str, Any]]:
 
 
 def graphs(source: Source) -> list[GraphSpec]:
-    """The graphs of a text-to-video pipeline, the VAE's encoder for later conditioning, and an upsampler if given.
+    """The graphs of a pipeline, with both halves of its VAE, and that of an upsampler where one is given.
 
     Raises:
         SourceError: a configuration that the graph contracts do not cover.

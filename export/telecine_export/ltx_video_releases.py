@@ -17,9 +17,9 @@ from torch import nn
 from transformers import T5Config, T5EncoderModel
 
 from telecine.errors import SourceError
+from telecine.families.ltx_video.names import transformer_names, vae_names
 from telecine_export.checkpoints.checkpoint import Checkpoint
 from telecine_export.checkpoints.renamed import Renamed
-from telecine_export.ltx_video_names import transformer_names, vae_names
 
 Config = Mapping[str, Any]
 

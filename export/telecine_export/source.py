@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from telecine.errors import SourceError
+from telecine.families.ltx_video.names import transformer_name
+from telecine.json_files import read_json
+from telecine.lora import Lora, split_scale
+from telecine.safetensors_files import weight_files
 from telecine_export import hub
 from telecine_export.checkpoints.checkpoint import Checkpoint
-from telecine_export.checkpoints.lora import FusedLoras, Lora
-from telecine_export.checkpoints.safetensors_files import weight_files
+from telecine_export.checkpoints.lora import FusedLoras
 from telecine_export.components import CONFIG_FILE, SCHEDULER_FILE, Component, FileComponent, FolderComponent, open_file
-from telecine_export.json_files import read_json
-from telecine_export.ltx_video_names import transformer_name
 from telecine_export.ltx_video_releases import check_widths, holds, recognise, release_of
 
 NETWORKS = ("text_encoder", "transformer", "vae")
@@ -118,16 +119,10 @@ def parse_lora(text: str) -> Lora:
     Raises:
         SourceError: no such file, or a scale that is no finite number.
     """
-    name, found, number = text.rpartition("=")
-    try:
-        scale = float(number) if found else 1.0
-    except ValueError:
-        name, scale = text, 1.0  # a path with an equals sign
-    path = _path(name or text, None)
-    if not -1e6 < scale < 1e6:  # infinities and NaN too
-        raise SourceError(f"--lora {text}", expected="a finite scale", fix="Write FILE=0.8, or FILE for 1.")
+    name, scale = split_scale(text)
+    path = _path(name, None)
     if path is None:
-        raise _absent(name or text, "a LoRA file")
+        raise _absent(name, "a LoRA file")
     return Lora(file=weight_files(path)[0] if path.is_dir() else path, scale=scale)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import io
 import logging
@@ -17,12 +18,17 @@ from onnxscript.rewriter import rewrite
 from onnxscript.rewriter.rules import common as rules
 
 from telecine.axes import parse_rule
-from telecine_export.graphs import PRECISIONS, GraphSpec
+from telecine.initializers import TRANSPOSED
+from telecine_export.graphs import GraphSpec
 from telecine_export.patches import computed_constants
 
 PRODUCER = "telecine"
-# Metadata key of an initializer whose bytes are the checkpoint's tensor, transposed.
-TRANSPOSED = "telecine.transposed"
+# Metadata key of a node while a model is being made: the module that computes it, by the checkpoint's names.
+MODULE = "telecine.module"
+# The same of an Attention: the values in a head.
+HEAD_SIZE = "telecine.head_size"
+# torch.onnx.export's own: the modules around a node from the outermost on, and the operator's name last.
+NAME_SCOPES = "pkg.torch.onnx.name_scopes"
 # The rules of onnxscript's optimizer that have something to do here. Its default set also fuses weights, which must
 # stay as they are, and looks through the whole graph at every node for pairs of Slices: half of a 2B export's time.
 SIMPLIFICATIONS = (
@@ -38,15 +44,15 @@ NOISY_LOGGERS = (
 )  # fmt: skip
 
 
-def trace(spec: GraphSpec, *, precision: str, opset: int) -> ir.Model:
-    """Trace one graph on the meta device: no weight is read and none is allocated.
+def trace(spec: GraphSpec, *, opset: int) -> ir.Model:
+    """Trace one graph at float32 on the meta device: no weight is read and none is allocated.
 
     Every initializer of the returned model that comes from the checkpoint has a name, a type and a shape but no
-    value (`weights.py` gives it one); it is never folded into another, so that refit and LoRA find it.
+    value (`weights.py` gives it one); it is never folded into another, so that refit and LoRA find it. Nodes carry
+    their `MODULE` and values their type, which `precision` goes by; `seal` removes both.
     """
-    dtype = PRECISIONS[precision]
     with _quiet(), torch.device("meta"):
-        module = spec.build(dtype)
+        module = spec.build(torch.float32)
     sample = {name: tensor.to("meta") for name, tensor in spec.sample.items()}
     dims = _dynamic_shapes(spec)
     with _quiet(), torch.no_grad():
@@ -210,7 +216,10 @@ def _strip(model: ir.Model, spec: GraphSpec) -> None:
     by them.
     """
     common.RemoveUnusedNodesPass()(model)
+    notes = [_notes(node, spec) for node in model.graph]
     common.ClearMetadataAndDocStringPass()(model)
+    for node, kept in zip(model.graph, notes, strict=True):
+        node.metadata_props.update(kept)
     for value in [*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()]:
         for key in set(value.metadata_props) - {TRANSPOSED}:
             del value.metadata_props[key]
@@ -218,9 +227,26 @@ def _strip(model: ir.Model, spec: GraphSpec) -> None:
         for output in node.outputs:
             if not output.is_graph_output():
                 output.shape = None
-                output.type = None
     model.graph.name = f"{spec.component}.{spec.role}"
     model.producer_name, model.producer_version = PRODUCER, None
+
+
+def _notes(node: ir.Node, spec: GraphSpec) -> dict[str, str]:
+    """The innermost module that a node is of, by the checkpoint's names (empty outside), and attention's head size."""
+    scopes = ast.literal_eval(node.metadata_props.get(NAME_SCOPES, "[]"))
+    notes = {MODULE: spec.rename(scopes[-2]) if len(scopes) > 1 else ""}
+    if node.op_type == "Attention" and node.inputs[0] is not None and node.inputs[0].shape is not None:
+        notes[HEAD_SIZE] = str(node.inputs[0].shape[-1])
+    return notes
+
+
+def seal(model: ir.Model) -> None:
+    """Remove what only the making of a model needs: notes on nodes, and inner types."""
+    for node in model.graph:
+        node.metadata_props.clear()
+        for output in node.outputs:
+            if not output.is_graph_output():
+                output.type = None
 
 
 @contextlib.contextmanager

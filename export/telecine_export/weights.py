@@ -14,8 +14,11 @@ import torch
 from torch import Tensor
 
 from telecine.errors import SourceError
+from telecine.families.names import TIED_NAMES
+from telecine.initializers import TRANSPOSED
 from telecine_export.checkpoints.checkpoint import Checkpoint
-from telecine_export.trace import TRANSPOSED
+from telecine_export.precision.channel_scales import channel_scales, to_fp8
+from telecine_export.precision.quantise import FP8, SCALE_OF, SCALE_TYPE
 
 TORCH_DTYPES = {
     ir.DataType.FLOAT: torch.float32,
@@ -26,12 +29,6 @@ TORCH_DTYPES = {
 PAGE, CACHE_LINE, LARGE = 4096, 64, 1 << 16
 # Types and layouts change a piece at a time: T5-XXL's embedding alone is 0.5 GB in float32.
 PIECE = 1 << 24
-
-# T5's input embedding is shared with its decoder's; checkpoints name it by either end.
-TIED_NAMES = {
-    "shared.weight": "encoder.embed_tokens.weight",
-    "encoder.embed_tokens.weight": "shared.weight",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +48,7 @@ class WeightsWriter:
         self._hash = hashlib.sha256()
         self._written: dict[tuple[str, bool, ir.DataType], ir.ExternalTensor] = {}
         self._parameters: dict[str, int] = {}
+        self._scale: dict[tuple[str, ir.DataType], Tensor] = {}
 
     def __enter__(self) -> WeightsWriter:
         return self
@@ -89,10 +87,17 @@ class WeightsWriter:
         transposed = TRANSPOSED in value.metadata_props
         key = (value.name, transposed, value.dtype)
         if key not in self._written:
-            tensor = self._read(value.name, list(value.shape.numpy()), transposed)
-            self._parameters[value.name] = tensor.numel()
+            if SCALE_OF in value.metadata_props:
+                tensor = self._scales(value.metadata_props[SCALE_OF], transposed, value.dtype)
+            else:
+                tensor = self._read(value.name, list(value.shape.numpy()), transposed)
+                self._parameters[value.name] = tensor.numel()
             offset = self._align(tensor.numel() * value.dtype.bitwidth // 8)
-            self._stream(tensor, TORCH_DTYPES[value.dtype])
+            if value.dtype == FP8:
+                scale_type = ir.DataType[value.metadata_props[SCALE_TYPE]]
+                self._stream(tensor, torch.float8_e4m3fn, self._scales(value.name, transposed, scale_type))
+            else:
+                self._stream(tensor, TORCH_DTYPES[value.dtype])
             self._written[key] = ir.ExternalTensor(
                 location=self._path.name,
                 offset=offset,
@@ -104,9 +109,20 @@ class WeightsWriter:
             )
         return self._written[key]
 
+    def _scales(self, name: str, transposed: bool, dtype: ir.DataType) -> Tensor:
+        """(outputs,) scales of a weight that is stored in FP8, kept for when both have been written."""
+        if (name, dtype) not in self._scale:
+            stored = self._checkpoint.shape(self._stored_name(name))
+            weight = self._read(name, list(stored[::-1] if transposed else stored), transposed)
+            self._scale[name, dtype] = channel_scales(weight, TORCH_DTYPES[dtype])
+        return self._scale[name, dtype]
+
+    def _stored_name(self, name: str) -> str:
+        tied = TIED_NAMES.get(name, name)
+        return tied if name not in self._checkpoint and tied in self._checkpoint else name
+
     def _read(self, name: str, shape: list[int], transposed: bool) -> Tensor:
-        if name not in self._checkpoint and TIED_NAMES.get(name, name) in self._checkpoint:
-            name = TIED_NAMES[name]
+        name = self._stored_name(name)
         tensor = self._checkpoint.load(name)
         expected = shape[::-1] if transposed else shape
         if list(tensor.shape) != expected:
@@ -128,13 +144,15 @@ class WeightsWriter:
         self._put(b"\0" * (-self._file.tell() % boundary))
         return self._file.tell()
 
-    def _stream(self, tensor: Tensor, dtype: torch.dtype) -> None:
-        """Write the tensor row-major in `dtype`, a bounded piece at a time."""
+    def _stream(self, tensor: Tensor, dtype: torch.dtype, scales: Tensor | None = None) -> None:
+        """Write the tensor row-major in `dtype` (FP8 by its `scales`), a bounded piece at a time."""
         if tensor.ndim == 0:
             tensor = tensor[None]
-        rows = max(1, PIECE // max(1, tensor[0].numel()))
+        values = PIECE if scales is None else PIECE // 4  # FP8 is computed in float32
+        rows = max(1, values // max(1, tensor[0].numel()))
         for start in range(0, tensor.shape[0], rows):
-            piece = tensor[start : start + rows].to(dtype).contiguous()
+            part = tensor[start : start + rows]
+            piece = (part.to(dtype) if scales is None else to_fp8(part, scales)).contiguous()
             # NumPy has no bfloat16: hand the bytes over.
             self._put(piece.view(torch.uint8).numpy().data.cast("B"))
             self._progress(piece.nbytes)

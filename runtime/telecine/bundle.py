@@ -33,7 +33,7 @@ class Bundle:
         bundle = cls(root=root, manifest=manifest)
         for entry in bundle.hashed_files():
             bundle.check(entry, contents=True)
-        for component in manifest.components.values():
+        for component in bundle.with_weights():
             bundle.check(component.weights, contents=False)
         return bundle
 
@@ -48,8 +48,24 @@ class Bundle:
         Raises:
             BundleError: a weights file is not the one that export wrote.
         """
-        for component in self.manifest.components.values():
+        for component in self.with_weights():
             self.check(component.weights, contents=True)
+
+    def with_weights(self) -> list[Component]:
+        """The components whose weights are in the bundle: all, but for what `telecine pack` left out."""
+        return [component for component in self.manifest.components.values() if not component.packed]
+
+    def require_weights(self, component: str) -> None:
+        """
+        Raises:
+            BundleError: the bundle lacks the component, or `telecine pack` left its weights out.
+        """
+        if self.component(component).packed:
+            raise BundleError(
+                f"{self.root} holds {component} as engines only, without ONNX weights",
+                expected="the bundle that it was packed from, for ONNX Runtime and for building",
+                fix="Run it with backend='tensorrt', or use the bundle that telecine export wrote.",
+            )
 
     def component(self, name: str) -> Component:
         """
@@ -122,6 +138,11 @@ def sha256(path: Path) -> str:
         while piece := file.read(PIECE):
             digest.update(piece)
     return digest.hexdigest()
+
+
+def file_entry(root: Path, path: Path) -> FileEntry:
+    """A file below `root`, as its manifest records it."""
+    return FileEntry(path=path.relative_to(root).as_posix(), size=path.stat().st_size, sha256=sha256(path))
 
 
 def is_bundle(path: Path) -> bool:

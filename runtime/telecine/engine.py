@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import platform
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,6 +99,11 @@ def plan_path(engines: Path, *, target: str, library_version: str, key: str, com
 def sidecar_path(plan: Path) -> Path:
     """Where a plan's sidecar lies."""
     return plan.with_suffix(".json")
+
+
+def this_platform() -> str:
+    """This machine's, as sidecars write it: "linux-x86_64", "linux-aarch64"."""
+    return f"{platform.system()}-{platform.machine()}".lower()
 
 
 def _damaged(where: str, problem: str) -> EngineError:

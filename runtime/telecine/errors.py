@@ -1,7 +1,7 @@
 """Every error that telecine raises on purpose.
 
 TelecineError
- ├── SourceError    the checkpoint that export reads
+ ├── SourceError    the checkpoint that export reads, a LoRA or a fine-tune
  ├── BundleError    the folder that export writes and the runtime opens
  ├── RequestError   what a caller asks `generate` for
  ├── BackendError   ONNX Runtime or TensorRT, and the machine below it
@@ -39,7 +39,7 @@ class TelecineError(Exception):
 
 
 class SourceError(TelecineError):
-    """The source checkpoint is missing, incomplete or not one that telecine exports."""
+    """A checkpoint, LoRA or fine-tune is missing, incomplete, or not one that telecine takes."""
 
 
 class BundleError(TelecineError):

@@ -45,13 +45,47 @@ class Graph:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Component:
-    """One network: its graphs by role, over one weights file."""
+    """One network: its graphs by role, over one weights file.
+
+    An initializer has its parameter's name in the checkpoint. A linear layer's weight is stored transposed, (inputs,
+    outputs), and says so in its metadata (`telecine.transposed`). At fp8 a weight may be float8e4m3fn: the initializer
+    `NAME.scale` beside it then has its scales, one an output, and the parameter is the product of the two.
+
+    `refitted` says what `telecine refit` put into the weights since export, in order.
+    `packed`: the weights file was left out by `telecine pack`, and only engines run; `weights` still tells which they
+    were made of.
+    """
 
     precision: str
     opset: int
     parameters: int
     weights: FileEntry
     graphs: dict[str, Graph]
+    refitted: tuple[str, ...] = ()
+    packed: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quality:
+    """What precision cost the pictures: the export's own runs, same seeds, next to float32; the worst of its clips.
+
+    `measured` False: there was nothing to measure (fp32) or it was not asked for. PSNR in dB, None where the clips are
+    equal; `temporal_psnr` is that of the differences between neighbouring frames. `components` has the PSNR of runs
+    with one component alone at its precision. `kept` are modules (`COMPONENT/MODULE`) that calibration found too
+    sensitive for fp8; `promoted` those that were kept in higher precision to reach `floor`, for `promoted_bytes` more
+    weights, where without them the PSNR was `promoted_psnr`.
+    """
+
+    measured: bool = False
+    floor: float | None = None
+    psnr: float | None = None
+    ssim: float | None = None
+    temporal_psnr: float | None = None
+    components: dict[str, float | None] = dataclasses.field(default_factory=dict)
+    kept: tuple[str, ...] = ()
+    promoted: tuple[str, ...] = ()
+    promoted_bytes: int = 0
+    promoted_psnr: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +93,7 @@ class Manifest:
     """All that the runtime knows of a bundle before it opens a graph.
 
     `host` is the configuration that the family's host math needs; `presets` are named settings of `generate`;
-    `versions` are the packages that exported it.
+    `versions` are the packages that exported it. `quality` is what their precisions cost.
     """
 
     format: int
@@ -71,6 +105,7 @@ class Manifest:
     host: dict[str, Any]
     presets: dict[str, dict[str, Any]]
     versions: dict[str, str]
+    quality: Quality = dataclasses.field(default_factory=Quality)
 
     def dump(self) -> str:
         """JSON text, with the SHA-256 of the rest in `sha256`, so that an edit shows."""

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from telecine.backends.base import Session
-from telecine.backends.onnxruntime import OnnxRuntimeOptions, OnnxRuntimeSession
+from telecine.backends.choice import Backend
 from telecine.bundle import Bundle
-from telecine.errors import BundleError, RequestError
+from telecine.errors import BundleError, RequestError, TelecineError
 from telecine.families import FAMILIES
 from telecine.tokenizer import Tokenizer
+from telecine.weight_changes import WeightChanges
 
 
 class _Shared:
@@ -22,21 +24,30 @@ class _Shared:
         self.lock = threading.Lock()
         self.tokenizer: Tokenizer | None = None
         self.sessions: dict[tuple[str, str], weakref.WeakSet[Session]] = {}
+        self.usage = threading.Lock()  # held while the weights change, and for a moment where a request begins or ends
+        self.requests = 0
+        self.changes = WeightChanges()
+        self.limits: dict[str, Mapping[str, int] | None] = {}  # by component
+
+    def live(self, component: str) -> Iterator[tuple[str, Session]]:
+        """One session by role of each of a component's networks that are loaded."""
+        for (name, role), family in self.sessions.items():
+            session = next((session for session in family if not session.closed), None)
+            if name == component and session is not None:
+                yield role, session
 
 
 class LoadedModels:
-    """A bundle's networks on ONNX Runtime, loaded when first asked for and kept."""
+    """A bundle's networks on a backend, loaded when first asked for and kept."""
 
-    def __init__(
-        self, bundle: Bundle, *, device: str, options: OnnxRuntimeOptions, shared: _Shared | None = None
-    ) -> None:
+    def __init__(self, bundle: Bundle, backend: Backend, *, shared: _Shared | None = None) -> None:
         if bundle.manifest.family not in FAMILIES:
             raise BundleError(
                 f"{bundle.root} holds a {bundle.manifest.family} model",
                 expected=f"one of {', '.join(FAMILIES)}",
                 fix="Upgrade telecine.",
             )
-        self.bundle, self._device, self._options = bundle, device, options
+        self.bundle, self._backend = bundle, backend
         self._shared = shared or _Shared()
         self._sessions: dict[tuple[str, str], Session] = {}
         self._closed = False
@@ -61,7 +72,7 @@ class LoadedModels:
             if key not in self._sessions:
                 family = self._shared.sessions.setdefault(key, weakref.WeakSet())
                 relative = next((session for session in family if not session.closed), None)
-                self._sessions[key] = relative.clone() if relative else self._load(component, role)
+                self._sessions[key] = relative.clone() if relative else self._load_changed(component, role)
                 family.add(self._sessions[key])
             return self._sessions[key]
 
@@ -72,9 +83,75 @@ class LoadedModels:
         """
         self.bundle.component(component)
 
-    def _load(self, component: str, role: str) -> Session:
-        graph = self.bundle.graph(component, role)
-        return OnnxRuntimeSession.load(graph, self.bundle.path(graph.file), device=self._device, options=self._options)
+    def limits(self, component: str) -> Mapping[str, int] | None:
+        """As `Backend.limits` says, of the `main` graph; asked once for all clones."""
+        if component not in self._shared.limits:
+            self._shared.limits[component] = self._backend.limits(component, "main")
+        return self._shared.limits[component]
+
+    def _load_changed(self, component: str, role: str) -> Session:
+        """A network with the weights that the others have."""
+        session = self._backend.load(component, role)
+        try:
+            values = self._shared.changes.values(self.bundle, component, role)
+            if values:
+                session.replace(values)
+        except TelecineError:
+            session.close()
+            raise
+        return session
+
+    @contextmanager
+    def request(self) -> Iterator[None]:
+        """While a request runs, for which the weights stay as they are; one that begins while they change waits."""
+        with self._shared.usage:
+            self._shared.requests += 1
+        try:
+            yield
+        finally:
+            with self._shared.usage:
+                self._shared.requests -= 1
+
+    @property
+    def changes(self) -> WeightChanges:
+        return self._shared.changes
+
+    def change_weights(self, changes: Callable[[WeightChanges], WeightChanges]) -> None:
+        """Other weights, for all clones: those of what is loaded now, and of what loads later.
+
+        Raises:
+            RequestError: this pipeline is closed, or a request is running on it or a clone.
+            TelecineError: the changes are refused, or a backend fails: all weights are what they were.
+        """
+        with self._shared.usage:
+            if self._shared.requests:
+                raise RequestError(
+                    "this pipeline or a clone is running a request",
+                    expected="none while the weights change: clones share them",
+                    fix="Wait until it has ended.",
+                )
+            with self._shared.lock:
+                self.check_open()
+                before, after = self._shared.changes, changes(self._shared.changes)
+                self._replace(before, after)
+                self._shared.changes = after
+
+    def _replace(self, before: WeightChanges, after: WeightChanges) -> None:
+        differing = [
+            component
+            for component in {**before.components, **after.components}
+            if before.components.get(component) is not after.components.get(component)
+        ]
+        replaced: list[tuple[str, str, Session]] = []
+        try:
+            for component in differing:
+                for role, session in self._shared.live(component):
+                    session.replace(after.values(self.bundle, component, role))
+                    replaced.append((component, role, session))
+        except TelecineError:
+            for component, role, session in replaced:
+                session.replace(before.values(self.bundle, component, role))
+            raise
 
     def check_open(self) -> None:
         if self._closed:
@@ -82,7 +159,7 @@ class LoadedModels:
 
     def clone(self) -> LoadedModels:
         self.check_open()
-        return LoadedModels(self.bundle, device=self._device, options=self._options, shared=self._shared)
+        return LoadedModels(self.bundle, self._backend, shared=self._shared)
 
     def close(self) -> None:
         with self._shared.lock:

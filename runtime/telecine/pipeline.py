@@ -14,20 +14,21 @@ from typing import Any, Protocol, TypeVar
 import numpy.typing as npt
 
 from telecine.backends.base import out_of_memory
+from telecine.backends.choice import choose_backend
 from telecine.backends.onnxruntime import OnnxRuntimeOptions
 from telecine.bundle import Bundle
 from telecine.condition import Condition, ImageInput, VideoInput
 from telecine.denoise import Callback
-from telecine.errors import BackendError, RequestError
+from telecine.errors import RequestError
 from telecine.families import FAMILIES
 from telecine.families.base import Family, Output, Stage
+from telecine.lora import Lora, LoraInput, resolve
 from telecine.models import LoadedModels
 from telecine.request import Request
 from telecine.results import FrameStream, Result, stopwatch
 from telecine.second_stage import SecondStage
 from telecine.upscale_request import UpscaleRequest
 
-BACKENDS = ("auto", "onnxruntime")
 T = TypeVar("T")
 
 
@@ -42,26 +43,24 @@ def load(
     *,
     backend: str = "auto",
     device: str = "auto",
+    engines: str | Path | None = None,
     options: OnnxRuntimeOptions | None = None,
 ) -> Pipeline:
     """Open a bundle on a backend. Networks load when a request first needs them.
 
-    `backend` is "auto" or "onnxruntime"; `device` is "auto" (the CPU), "cpu", "cuda" or "cuda:N".
+    `backend` is "onnxruntime", "tensorrt" (every network needs an engine of `telecine build`) or "auto": TensorRT for a
+    network where an engine, a library and a GPU fit, else ONNX Runtime. `device` is "cpu", "cuda", "cuda:N" or "auto":
+    for TensorRT the first GPU, for ONNX Runtime the CPU. `engines` is the folder that they lie in, where it is not the
+    bundle's own. `options` are ONNX Runtime's.
 
     Raises:
         BundleError: the bundle is missing, damaged, edited, or of a family that this telecine does not know.
-        BackendError: an unknown backend or device.
+        BackendError: an unknown backend or device, arguments that contradict each other, or, for "tensorrt", no GPU.
+        EngineError: the folder of engines is missing.
     """
-    if backend not in BACKENDS:
-        raise BackendError(
-            f"backend {backend!r}",
-            expected=f"one of {', '.join(BACKENDS)}",
-            fix="Use 'onnxruntime': TensorRT is not part of this version.",
-        )
-    kind, colon, index = device.partition(":")
-    if kind not in ("auto", "cpu", "cuda") or (colon and (kind != "cuda" or not index.isdecimal())):
-        raise BackendError(f"device {device!r}", expected="auto, cpu, cuda or cuda:N", fix="Use 'cpu'.")
-    return Pipeline(LoadedModels(Bundle.open(path), device=device, options=options or OnnxRuntimeOptions()))
+    bundle = Bundle.open(path)
+    chosen = choose_backend(bundle, backend, device=device, engines=engines, options=options)
+    return Pipeline(LoadedModels(bundle, chosen))
 
 
 class Pipeline:
@@ -135,9 +134,10 @@ class Pipeline:
         positive one. The three scales may be lists, and `stg_blocks` a list of lists: one for each step; or one for
         each of the descending `guidance_sigmas`, where a step takes the first that is not above its own, or the last.
 
-        `image` (one, or a list with one a video), `video` and `conditions` choose the pipeline that takes them, where
-        the bundle's own does not. `strength` is how much of a `video` CogVideoX makes anew, `use_dynamic_cfg` its
-        guidance that grows along the steps. Each family refuses the parameters that it does not have, and says why.
+        `image` (one, or a list with one a video), `video`, `conditions` and `second_stage` choose the pipeline that
+        takes them, where the bundle's own does not. `strength` is how much of a `video` CogVideoX makes anew,
+        `use_dynamic_cfg` its guidance that grows along the steps. Each family refuses the parameters that it does not
+        have, and says why.
 
         `memory_limit` (bytes, or "8GiB") is what decoding may add to the loaded networks and to the frames that are
         done; it chooses tiles. `tiling` is "auto", "off", "seamless" or "diffusers"; sizes of tiles are in pixels and
@@ -147,6 +147,7 @@ class Pipeline:
             RequestError: a parameter is wrong, or another request is running.
             BundleError: the bundle lacks what the request needs.
             BackendError: a network could not be loaded or run, or memory ran out.
+            EngineError: no engine fits, or none has a profile for this size.
             Cancelled: the callback stopped the run.
         """
         asked = dict(locals())  # first of all: it holds the parameters and nothing else
@@ -218,10 +219,13 @@ class Pipeline:
         pipeline, preset, callback, second_stage = (
             asked.pop(name, None) for name in ("pipeline", "preset", "callback", "second_stage")
         )
+        values = self._preset(preset)
         given = {name for name, value in asked.items() if value is not None}
+        if second_stage is not None or "second_stage" in values:
+            given.add("second_stage")
         name = self._family.choose(self.bundle.manifest.pipeline, given, asked=pipeline)
         spec = self._family.pipelines[name]
-        settings = self._family.settings(name, self._preset(preset))
+        settings = self._family.settings(name, values)
         second = SecondStage.resolve(second_stage, settings.pop("second_stage", None))
         request = Request.resolve(asked, settings, spec.model_defaults(self._models.host), spec.defaults)
         run = spec.run if second is None else partial(_existing(self._family.two_stage, "second_stage"), spec, second)
@@ -274,6 +278,55 @@ class Pipeline:
                 yield piece
                 del piece  # or it would live on while the next one is made
 
+    def load_lora(self, lora: LoraInput | Sequence[LoraInput]) -> None:
+        """Let LoRA files act, in place of any that did: a path, `(path, scale)`, or a list of them, which add up.
+
+        Files are safetensors in diffusers', PEFT's, kohya's or the original layout; they are not needed after. A clone
+        shares the weights, and so the LoRA. The same files give the same frames, whatever acted before.
+
+        Raises:
+            SourceError: a file is missing, damaged, of another model or no plain LoRA; nothing has changed.
+            RequestError: a request is running on this pipeline or a clone, or this pipeline is closed.
+            BackendError: the network could not be loaded with the new weights; it keeps what it had.
+        """
+        loras = resolve(lora)
+        self._models.change_weights(lambda changes: changes.with_loras(self.bundle, loras))
+
+    def unload_lora(self) -> None:
+        """The weights without any LoRA again, to the bit.
+
+        Raises:
+            RequestError, BackendError: see `load_lora`.
+        """
+        self._models.change_weights(lambda changes: changes.with_loras(self.bundle, ()))
+
+    @property
+    def loras(self) -> tuple[Lora, ...]:
+        """The LoRA files that act, in their order."""
+        return self._models.changes.loras
+
+    def load_weights(self, component: str, path: str | Path) -> None:
+        """Another checkpoint's weights for a component, of the same shape; a LoRA stays over them.
+
+        `path` is a safetensors file or a folder of them, in diffusers' layout or an original one, and must stay while
+        the pipeline is open.
+
+        Raises:
+            SourceError: a file is missing, damaged, quantised, incomplete or of another shape; nothing has changed.
+            BundleError: the bundle lacks the component.
+            RequestError, BackendError: see `load_lora`.
+        """
+        self._models.change_weights(lambda changes: changes.with_tune(self.bundle, component, path))
+
+    def unload_weights(self, component: str) -> None:
+        """The bundle's own weights for a component again, to the bit; a LoRA stays over them.
+
+        Raises:
+            BundleError: the bundle lacks the component.
+            RequestError, BackendError: see `load_lora`.
+        """
+        self._models.change_weights(lambda changes: changes.without_tune(self.bundle, component))
+
     def clone(self) -> Pipeline:
         """A pipeline for another thread; a network that several of them use is loaded once.
 
@@ -292,7 +345,8 @@ class Pipeline:
                 fix="Use pipe.clone() for another thread: it shares the weights.",
             )
         try:
-            yield
+            with self._models.request():
+                yield
         except MemoryError as error:
             raise out_of_memory(f"the host's arrays: {error or 'no more memory'}") from error
         finally:

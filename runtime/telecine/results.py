@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping
@@ -49,7 +50,8 @@ class Result:
                 "this result holds latents", expected="frames to save", fix="Generate with output_type='np' or 'uint8'."
             )
         rate = self.frame_rate if frame_rate is None else frame_rate
-        return _save([self.frames], self.frames.shape, path, frame_rate=rate, quality=quality)
+        paths = _checked_paths(path, len(self.frames), frame_rate=rate, quality=quality)
+        return _save([self.frames], self.frames.shape, paths, frame_rate=rate, quality=quality)
 
 
 class FrameStream:
@@ -68,11 +70,14 @@ class FrameStream:
         self.frame_rate, self.seeds, self.timings = frame_rate, output.seeds, timings
         self._frames: Frames = replace(output.frames, pieces=run)
         self._run = run
+        self._begun = False  # some of it was read, or it is closed
 
     def __iter__(self) -> Iterator[Array]:
         return self
 
     def __next__(self) -> Array:
+        self._check_idle()
+        self._begun = True
         piece: Array = next(self._run)
         return piece
 
@@ -80,24 +85,55 @@ class FrameStream:
         """(B, num_frames, height, width, 3): all frames, of a stream that nobody has read from.
 
         Raises:
+            RequestError: some of it was read, or it is closed.
             BackendError: decoding fails, or memory runs out.
         """
+        self._begin()
         with _explaining_memory("the frames"):
             return self._frames.whole()
 
     def save(self, path: str | Path, *, frame_rate: float | None = None, quality: int | None = None) -> list[Path]:
         """As `Result.save`; the frames are written while later ones are decoded, and are never all in memory.
 
+        The stream is closed then; where the path alone is refused, it is not, and another may be tried.
+
         Raises:
-            RequestError, BackendError: as `Result.save`, or decoding fails.
+            RequestError: as `Result.save`; or some of the stream was read, or it is closed.
+            BackendError: as `Result.save`, or decoding fails.
         """
         rate = self.frame_rate if frame_rate is None else frame_rate
+        paths = _checked_paths(path, self.shape[0], frame_rate=rate, quality=quality)
+        self._begin()
         with self:
-            return _save(self, self.shape, path, frame_rate=rate, quality=quality)
+            return _save(self, self.shape, paths, frame_rate=rate, quality=quality)
 
     def close(self) -> None:
-        """Decode no further, and free the pipeline."""
+        """Decode no further, and free the pipeline.
+
+        Raises:
+            RequestError: another thread is reading from the stream.
+        """
+        self._check_idle()
+        self._begun = True
         self._run.close()
+
+    def _begin(self) -> None:
+        """Refuse what needs all frames where some are gone."""
+        if self._begun:
+            raise RequestError(
+                "a stream that was read from or closed",
+                expected="one with all of its frames",
+                fix="Keep the pieces that were read, or make the stream again with the same seed.",
+            )
+        self._begun = True
+
+    def _check_idle(self) -> None:
+        if inspect.getgeneratorstate(self._run) == inspect.GEN_RUNNING:
+            raise RequestError(
+                "another thread is reading from this stream",
+                expected="one reader at a time",
+                fix="Read and close it in one thread.",
+            )
 
     def __enter__(self) -> FrameStream:
         return self
@@ -108,15 +144,24 @@ class FrameStream:
         self.close()
 
 
-def _save(
-    pieces: Iterable[Array], shape: tuple[int, ...], path: str | Path, *, frame_rate: float, quality: int | None
-) -> list[Path]:
-    """Write videos of which all pieces together have this shape; each file is whole or absent."""
-    videos, _, height, width, _ = shape
+def _checked_paths(path: str | Path, videos: int, *, frame_rate: float, quality: int | None) -> list[Path]:
+    """A path a video, all of which can be written, before the first is.
+
+    Raises:
+        RequestError: one cannot.
+    """
     paths = numbered(path, videos)
-    for target in paths:  # all of them, before the first is written
+    for target in paths:
         check_output_path(target, frame_rate=frame_rate, quality=quality)
-    with _explaining_memory(f"saving {path}"), ExitStack() as stack:
+    return paths
+
+
+def _save(
+    pieces: Iterable[Array], shape: tuple[int, ...], paths: list[Path], *, frame_rate: float, quality: int | None
+) -> list[Path]:
+    """Write videos of which all pieces together have this shape, a path each; each file is whole or absent."""
+    height, width = shape[2:4]
+    with _explaining_memory(f"saving {paths[0]}"), ExitStack() as stack:
         writers = [
             stack.enter_context(VideoWriter(target, frame_rate=frame_rate, height=height, width=width, quality=quality))
             for target in paths

@@ -84,6 +84,16 @@ class VideoShape:
             width=_side("width", width, grid),
         )
 
+    @classmethod
+    def below(cls, *, num_frames: int, height: int, width: int, grid: Grid) -> VideoShape:
+        """The largest (num_frames, height, width) on the grid that is nowhere above these, one latent at least."""
+        latent = LatentShape(
+            frames=(max(num_frames, 1) - 1) // grid.temporal + 1,
+            height=max(height // grid.spatial, 1),
+            width=max(width // grid.spatial, 1),
+        )
+        return latent.video(grid)
+
     def latent(self, grid: Grid) -> LatentShape:
         """(frames, height, width) of the latents that hold this video."""
         frames = grid.latent_frames(self.num_frames)

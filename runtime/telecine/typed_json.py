@@ -16,16 +16,22 @@ Damaged = Callable[[str, str], Exception]
 def build(kind: type[T], content: Any, *, where: str, damaged: Damaged) -> T:
     """
     Raises:
-        what `damaged` makes: a field is missing, unknown or of another type.
+        what `damaged` makes: a field without a default is missing, or one is unknown or of another type.
     """
     if not isinstance(content, dict):
         raise damaged(where, f"holds {type(content).__name__} where {kind.__name__} belongs")
     hints = typing.get_type_hints(kind)
-    names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    if names != set(content):
-        odd = sorted(names ^ set(content))
+    fields = dataclasses.fields(kind)  # type: ignore[arg-type]
+    names = {field.name for field in fields}
+    optional = {
+        field.name
+        for field in fields
+        if not (field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING)
+    }
+    odd = sorted((names - optional - set(content)) | (set(content) - names))
+    if odd:
         raise damaged(where, f"has missing or unknown fields in {kind.__name__}: {', '.join(odd)}")
-    return kind(**{name: _convert(hints[name], content[name], f"{where}: {name}", damaged) for name in names})
+    return kind(**{name: _convert(hints[name], value, f"{where}: {name}", damaged) for name, value in content.items()})
 
 
 def _convert(hint: Any, value: Any, where: str, damaged: Damaged) -> Any:

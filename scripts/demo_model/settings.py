@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 CHECKPOINT = Path(__file__).parent / "checkpoint"
+UPSCALER = CHECKPOINT / "latent_upsampler"
 SETTINGS: dict[str, Any] = {
     "height": 96,
     "width": 96,

@@ -223,7 +223,7 @@ class TestWholeOrAbsent:
         assert without_tracing == []
         assert leftovers(tmp_path) == ["source"]
 
-    @pytest.mark.parametrize("option", [{"precision": "fp16"}, {"precision": "int3"}, {"opset": 17}])
+    @pytest.mark.parametrize("option", [{"precision": "int3"}, {"components": {"unet": "fp16"}}, {"opset": 17}])
     def test_options_that_cannot_act_are_refused(
         self, option: dict, tiny_source: Path, tmp_path: Path, without_tracing: list[str]
     ) -> None:
@@ -299,8 +299,36 @@ class TestCommandLine:
         assert report["size"] == component.weights.size
         assert component.opset == 20
 
+    def test_precision_by_component_without_the_gate(
+        self, text_encoder_alone: None, tiny_source: Path, tmp_path: Path
+    ) -> None:
+        options = ["--precision", "bf16", "--component", "text_encoder=fp16", "--no-gate", "--json"]
+        result = CliRunner().invoke(main, ["export", str(tiny_source), str(tmp_path / "bundle"), *options])
+        assert result.exit_code == 0, result.stderr
+        assert json.loads(result.stdout)["quality"]["measured"] is False
+        bundle = Bundle.open(tmp_path / "bundle")
+        assert bundle.component("text_encoder").precision == "fp16"
+        assert not bundle.manifest.quality.measured
+        inspected = CliRunner().invoke(main, ["inspect", str(tmp_path / "bundle")])
+        assert "quality next to fp32: not measured" in inspected.stdout
+        assert leftovers(tmp_path) == ["bundle"]  # and no reference beside it
+
     @pytest.mark.parametrize(
-        ("options", "code"), [(["--precision", "fp16"], 1), (["--opset", "17"], 1), (["--opset", "new"], 2)]
+        ("options", "code"),
+        [
+            (["--precision", "int3"], 1),
+            (["--component", "vae_decoder=fp8"], 1),
+            (["--component", "vae_decoder"], 2),
+            (["--precision", "fp16", "--no-gate", "--floor", "30"], 2),
+            (["--precision", "fp16", "--no-gate", "--auto-promote"], 2),
+            (["--precision", "fp16", "--floor", "-1"], 1),
+            (["--precision", "fp16", "--calibration-percentile", "99.9"], 1),
+            (["--precision", "fp8", "--calibration-percentile", "3"], 1),
+            (["--precision", "fp8", "--calibration-prompts", "none.txt"], 1),
+            (["--reference", "none"], 1),
+            (["--opset", "17"], 1),
+            (["--opset", "new"], 2),
+        ],
     )
     def test_exit_codes(self, options: list[str], code: int, tiny_source: Path, tmp_path: Path) -> None:
         result = CliRunner().invoke(main, ["export", str(tiny_source), str(tmp_path / "bundle"), *options])

@@ -139,4 +139,4 @@ def test_diffusers_fuses_the_same_way(cogvideox: Callable[..., Any]) -> None:
 def test_a_module_with_nothing_to_fuse_is_refused(tiny_source: Path) -> None:
     spec = ltx_video.text_encoder(open_source(str(tiny_source)).config("text_encoder"))
     with pytest.raises(SourceError, match="--fuse-qkv for the text_encoder; expected attention"):
-        trace(fuse_qkv(spec), precision="fp32", opset=23)
+        trace(fuse_qkv(spec), opset=23)

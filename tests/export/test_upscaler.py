@@ -176,10 +176,11 @@ class TestSources:
 
 
 def test_the_command_line_adds_it(
-    tiny_source: Path, tiny_upscaler: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_source: Path, tiny_upscaler: Path, upscaler_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Source] = []
-    monkeypatch.setattr(export, "export_bundle", lambda source, *_, **__: seen.append(source))
+    made = Bundle.open(upscaler_bundle)
+    monkeypatch.setattr(export, "export_bundle", lambda source, *_, **__: seen.append(source) or made)
     command = ["export", str(tiny_source), str(tmp_path / "bundle"), "--upscaler", str(tiny_upscaler)]
     result = CliRunner().invoke(main, command)
     assert result.exit_code == 0, result.output

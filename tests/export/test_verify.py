@@ -20,7 +20,7 @@ from telecine.backends.base import Session
 from telecine.bundle import Bundle, sha256
 from telecine.cli import main
 from telecine.errors import BackendError, RequestError, SourceError
-from telecine.manifest import FileEntry
+from telecine.manifest import FILE_NAME, FileEntry
 from telecine_export.families import family_of
 from telecine_export.source import open_source
 from telecine_export.verify import Report, as_text, checks, verify_bundle
@@ -104,6 +104,52 @@ def test_an_exported_bundle_passes_every_stage(variant: str, request: pytest.Fix
     exact = {stage["name"] for stage in report["stages"] if stage["tolerance"] == 0}
     assert exact == {"tokenizer", "noise", "schedule"}
     assert diffusers_logging.get_verbosity() == verbosity
+
+
+# diffusers' condition pipeline cannot shift by the number of tokens.
+SCHEDULERS = {
+    "LTXImageToVideoPipeline": {},
+    "LTXConditionPipeline": {"use_dynamic_shifting": False, "shift_terminal": None},
+}
+
+
+def as_pipeline(kind: str, bundle: Path, source: Path, folder: Path) -> tuple[Path, Path]:
+    """A bundle and its source, as if they had been published as another pipeline."""
+    model = folder / "source"
+    shutil.copytree(source, model)
+    for file, changes in (
+        ("model_index.json", {"_class_name": kind}),
+        ("scheduler/scheduler_config.json", SCHEDULERS[kind]),
+    ):
+        (model / file).write_text(json.dumps(json.loads((model / file).read_text()) | changes))
+    copy = folder / "bundle"
+    shutil.copytree(bundle, copy)
+    manifest = Bundle.open(bundle).manifest
+    host = dict(manifest.host) | {"scheduler": dict(manifest.host["scheduler"]) | SCHEDULERS[kind]}
+    (copy / FILE_NAME).write_text(dataclasses.replace(manifest, pipeline=kind, host=host).dump())
+    return copy, model
+
+
+@pytest.mark.parametrize("kind", SCHEDULERS)
+@pytest.mark.parametrize("variant", ["tiny", "plain", "noisy"])  # VAEs of 0.9.5, of 0.9.0's kind, and of 0.9.1's
+def test_pipelines_of_conditioned_video_pass_every_stage(
+    variant: str, kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    bundle, source = (request.getfixturevalue(f"{variant}_{part}") for part in ("bundle", "source"))
+    report = verify(*as_pipeline(kind, bundle, source, tmp_path), ["vae_encoder", "vae_decoder", *RUN])
+    assert failed(report) == []
+    assert [stage.detail for stage in report.stages] == [None] * len(report.stages)
+    (latents,) = [stage for stage in report.stages if stage.name == "latents"]
+    assert latents.cases[0].case == "conditions"
+
+
+def test_a_condition_that_is_encoded_otherwise_is_told_from_noise(
+    perturbed: Callable[[str, float], Path], tiny_source: Path, tmp_path: Path
+) -> None:
+    bundle, source = as_pipeline("LTXImageToVideoPipeline", perturbed("vae_encoder", 0.1), tiny_source, tmp_path)
+    report = verify(bundle, source, RUN)
+    assert report.first_divergence == "latents"
+    assert detail(report, "latents").startswith("conditions: max abs")
 
 
 def test_a_changed_transformer_weight_is_named_by_the_cli(

@@ -16,11 +16,13 @@ import torch
 from safetensors.torch import save_file
 
 from telecine.errors import SourceError
+from telecine.families.ltx_video.names import TIED_NAMES
+from telecine.initializers import TRANSPOSED
+from telecine.safetensors_files import weight_files
 from telecine_export import weights as weights_module
-from telecine_export.checkpoints.safetensors_files import SafetensorsCheckpoint, weight_files
+from telecine_export.checkpoints.safetensors_files import SafetensorsCheckpoint
 from telecine_export.source import open_source
-from telecine_export.trace import TRANSPOSED
-from telecine_export.weights import CACHE_LINE, LARGE, PAGE, TIED_NAMES, WeightsFile, WeightsWriter
+from telecine_export.weights import CACHE_LINE, LARGE, PAGE, WeightsFile, WeightsWriter
 
 COMPONENTS = {"text_encoder": "text_encoder", "transformer": "transformer", "vae_encoder": "vae", "vae_decoder": "vae"}
 TYPES = {torch.float32: ir.DataType.FLOAT, torch.float16: ir.DataType.FLOAT16, torch.bfloat16: ir.DataType.BFLOAT16}

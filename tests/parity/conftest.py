@@ -7,6 +7,7 @@ large one.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,30 @@ class Pair:
         return output.numpy() if output_type == "latent" else output
 
 
+class Upscaling(Pair):
+    """One upscaler on both sides."""
+
+    def run_ours(self, **request: Any) -> np.ndarray:
+        result = self.ours.upscale(**request)
+        made = result.latents if request.get("output_type") == "latent" else result.frames
+        assert made is not None
+        return made
+
+    def run_theirs(self, *, seed: Any = 0, output_type: str = "np", **request: Any) -> np.ndarray:
+        generators = [torch.Generator("cpu").manual_seed(each) for each in (seed if isinstance(seed, list) else [seed])]
+        if "latents" in request:
+            request["latents"] = torch.from_numpy(request["latents"])
+        elif request["video"].dtype == np.uint8:
+            request["video"] = [Image.fromarray(frame) for frame in request["video"]]
+            request = {"height": request["video"][0].height, "width": request["video"][0].width} | request
+        generator = generators if isinstance(seed, list) else generators[0]
+        kind = "pil" if output_type == "uint8" else output_type
+        made = self.theirs(**request, generator=generator, output_type=kind).frames
+        if output_type == "uint8":
+            return np.stack([np.stack([np.asarray(frame) for frame in video]) for video in made])
+        return made.numpy() if output_type == "latent" else made
+
+
 def _as_theirs(name: str, value: Any) -> Any:
     """An argument of telecine's as diffusers takes it: PIL images for arrays of bytes, tensors for other arrays."""
     if name == "conditions":
@@ -132,7 +157,7 @@ def _condition(condition: telecine.Condition) -> LTXVideoCondition:
 
 
 def _reference(source: Path) -> Any:
-    pipeline: Any = LTXPipeline.from_pretrained(source)
+    pipeline: Any = LTXPipeline.from_pretrained(source, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -186,6 +211,40 @@ def pairs_of(kept_edited_bundle: Callable[..., Path]) -> Iterator[Callable[..., 
     yield make
     for pipeline in opened:
         pipeline.close()
+
+
+@pytest.fixture(scope="module")
+def upscaling_of() -> Iterator[Callable[..., Upscaling]]:
+    """`upscaling_of(bundle, pipeline)`: a bundle with an upsampler, and diffusers' LTXLatentUpsamplePipeline."""
+    opened: list[telecine.Pipeline] = []
+
+    def make(bundle: Path, theirs: Any) -> Upscaling:
+        theirs.set_progress_bar_config(disable=True)
+        opened.append(telecine.load(bundle))
+        return Upscaling(opened[-1], theirs)
+
+    yield make
+    for pipeline in opened:
+        pipeline.close()
+
+
+@pytest.fixture(scope="session")
+def diffusers_tiling() -> Callable[..., Any]:
+    """`with diffusers_tiling(vae, (tile_size, tile_stride, tile_frames, tile_frame_stride)):` diffusers' VAE tiles."""
+    return _diffusers_tiling
+
+
+@contextmanager
+def _diffusers_tiling(vae: Any, sizes: tuple[int, int, int, int]) -> Iterator[None]:
+    size, stride, frames, hop = sizes
+    vae.enable_tiling(size, size, frames, stride, stride, hop)
+    vae.use_framewise_decoding = True  # it rules encoding too: use_framewise_encoding does nothing
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        vae.disable_tiling()
+        vae.use_framewise_decoding = False
 
 
 @pytest.fixture(scope="module")

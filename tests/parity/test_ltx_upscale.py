@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from diffusers import LTXLatentUpsamplePipeline
-from PIL import Image
 
 import telecine
 from telecine.errors import BundleError, RequestError
@@ -30,36 +28,6 @@ def clip(frames: int, height: int, width: int) -> np.ndarray:
     return resize(coarse, height, width, BICUBIC)
 
 
-class Upscaling:
-    """One upscaler on both sides; `pair` compares."""
-
-    def __init__(self, pair: Any, ours: telecine.Pipeline, theirs: Any) -> None:
-        self.pair, self.ours, self.theirs = pair, ours, theirs
-
-    def assert_same(self, **request: Any) -> None:
-        self.pair.assert_close(self.run_ours(**request), self.run_theirs(**request))
-
-    def run_ours(self, **request: Any) -> np.ndarray:
-        result = self.ours.upscale(**request)
-        made = result.latents if request.get("output_type") == "latent" else result.frames
-        assert made is not None
-        return made
-
-    def run_theirs(self, *, seed: Any = 0, output_type: str = "np", **request: Any) -> np.ndarray:
-        generators = [torch.Generator("cpu").manual_seed(each) for each in (seed if isinstance(seed, list) else [seed])]
-        if "latents" in request:
-            request["latents"] = torch.from_numpy(request["latents"])
-        elif request["video"].dtype == np.uint8:
-            request["video"] = [Image.fromarray(frame) for frame in request["video"]]
-            request = {"height": request["video"][0].height, "width": request["video"][0].width} | request
-        generator = generators if isinstance(seed, list) else generators[0]
-        kind = "pil" if output_type == "uint8" else output_type
-        made = self.theirs(**request, generator=generator, output_type=kind).frames
-        if output_type == "uint8":
-            return np.stack([np.stack([np.asarray(frame) for frame in video]) for video in made])
-        return made.numpy() if output_type == "latent" else made
-
-
 def _reference(path: Path) -> Any:
     pipeline: Any = LTXLatentUpsamplePipeline.from_pretrained(path)
     pipeline.set_progress_bar_config(disable=True)
@@ -67,16 +35,14 @@ def _reference(path: Path) -> Any:
 
 
 @pytest.fixture(scope="module")
-def spatial(pair: Any, upscaler_bundle: Path, tiny_upscaler: Path) -> Iterator[Upscaling]:
-    with telecine.load(upscaler_bundle) as ours:
-        yield Upscaling(pair, ours, _reference(tiny_upscaler))
+def spatial(upscaling_of: Callable[..., Any], upscaler_bundle: Path, tiny_upscaler: Path) -> Any:
+    return upscaling_of(upscaler_bundle, _reference(tiny_upscaler))
 
 
 @pytest.fixture(scope="module")
-def temporal(pair: Any, temporal_bundle: Path, temporal_upscaler: Path) -> Iterator[Upscaling]:
+def temporal(upscaling_of: Callable[..., Any], temporal_bundle: Path, temporal_upscaler: Path) -> Any:
     """A decoder without a timestep, too."""
-    with telecine.load(temporal_bundle) as ours:
-        yield Upscaling(pair, ours, _reference(temporal_upscaler))
+    return upscaling_of(temporal_bundle, _reference(temporal_upscaler))
 
 
 def cases(table: dict[str, dict[str, Any]]) -> Any:
@@ -97,7 +63,7 @@ def cases(table: dict[str, dict[str, Any]]) -> Any:
         "bytes": {"latents": latents(1, 2, 2, 2), "seed": 0, "output_type": "uint8"} | DECODE,
     }
 )
-def test_latents(spatial: Upscaling, request_: dict[str, Any]) -> None:
+def test_latents(spatial: Any, request_: dict[str, Any]) -> None:
     spatial.assert_same(**request_)
 
 
@@ -112,15 +78,15 @@ def test_latents(spatial: Upscaling, request_: dict[str, Any]) -> None:
         },
     }
 )  # fmt: skip
-def test_videos(spatial: Upscaling, request_: dict[str, Any]) -> None:
+def test_videos(spatial: Any, request_: dict[str, Any]) -> None:
     """Posterior first, then the decoder's noise, from one generator."""
     spatial.assert_same(**request_)
 
 
-def test_float_frames(spatial: Upscaling) -> None:
+def test_float_frames(spatial: Any) -> None:
     frames = (clip(9, 32, 64) / 255).astype(np.float32)
     theirs = spatial.run_theirs(video=frames[np.newaxis], height=32, width=64, seed=0, output_type="latent")
-    spatial.pair.assert_close(spatial.run_ours(video=frames, seed=0, output_type="latent"), theirs)
+    spatial.assert_close(spatial.run_ours(video=frames, seed=0, output_type="latent"), theirs)
 
 
 @cases(
@@ -130,17 +96,17 @@ def test_float_frames(spatial: Upscaling) -> None:
         "video": {"video": clip(17, 32, 64), "seed": 0, "tone_map_compression_ratio": 0.6},
     }
 )
-def test_temporal_upsampler(temporal: Upscaling, request_: dict[str, Any]) -> None:
+def test_temporal_upsampler(temporal: Any, request_: dict[str, Any]) -> None:
     temporal.assert_same(**request_)
 
 
-def test_what_came_out_goes_in_again(spatial: Upscaling) -> None:
+def test_what_came_out_goes_in_again(spatial: Any) -> None:
     once = spatial.run_ours(latents=latents(1, 2, 1, 2), output_type="latent")
     assert once.shape == (1, 16, 2, 2, 4)
     assert spatial.run_ours(latents=once, output_type="latent").shape == (1, 16, 2, 4, 8)
 
 
-def test_frame_rates_keep_the_duration(spatial: Upscaling, temporal: Upscaling, tmp_path: Path) -> None:
+def test_frame_rates_keep_the_duration(spatial: Any, temporal: Any, tmp_path: Path) -> None:
     file = tmp_path / "clip.gif"
     telecine.video.save_video(clip(9, 32, 32), file, frame_rate=10)
     small = {"output_type": "latent", "seed": 0}
@@ -150,7 +116,7 @@ def test_frame_rates_keep_the_duration(spatial: Upscaling, temporal: Upscaling, 
     assert spatial.ours.upscale(latents=latents(1, 1, 1, 2), **small).frame_rate == 25
 
 
-def test_eight_frames_are_one(spatial: Upscaling, caplog: pytest.LogCaptureFixture) -> None:
+def test_eight_frames_are_one(spatial: Any, caplog: pytest.LogCaptureFixture) -> None:
     """diffusers keeps all 16 of 16 frames, which its encoder cannot take."""
     with caplog.at_level(logging.WARNING, "telecine"):
         made = spatial.run_ours(video=clip(8, 32, 32), output_type="latent", seed=0)
@@ -179,7 +145,7 @@ def test_eight_frames_are_one(spatial: Upscaling, caplog: pytest.LogCaptureFixtu
         ({"latents": latents(2, 1, 1, 2), "decode_timestep": [0.1] * 3}, "decode_timestep"),
     ],
 )
-def test_refusals(spatial: Upscaling, request_: dict[str, Any], words: str) -> None:
+def test_refusals(spatial: Any, request_: dict[str, Any], words: str) -> None:
     with pytest.raises(RequestError, match=words):
         spatial.ours.upscale(**request_)
 
@@ -194,27 +160,21 @@ def test_a_bundle_without_an_upsampler_says_how_to_get_one(pair: Any) -> None:
     [{"video": clip(17, 64, 96)}, {"latents": latents(2, 3, 2, 3)}],
     ids=["video", "latents"],
 )
-def test_tiles_as_diffusers(spatial: Upscaling, request_: dict[str, Any]) -> None:
+def test_tiles_as_diffusers(spatial: Any, diffusers_tiling: Any, request_: dict[str, Any]) -> None:
     """Of what is encoded and of what is decoded; `enable_tiling` of its VAE."""
-    vae = spatial.theirs.vae
-    vae.enable_tiling(64, 64, 16, 32, 32, 8)
-    vae.use_framewise_decoding = True
-    try:
+    with diffusers_tiling(spatial.theirs.vae, (64, 32, 16, 8)):
         theirs = spatial.run_theirs(**request_, seed=0, **DECODE)
-    finally:
-        vae.disable_tiling()
-        vae.use_framewise_decoding = False
     tiles = {"tiling": "diffusers", "tile_size": 64, "tile_stride": 32, "tile_frames": 16, "tile_frame_stride": 8}
-    spatial.pair.assert_close(spatial.run_ours(**request_, seed=0, **DECODE, **tiles), theirs)
+    spatial.assert_close(spatial.run_ours(**request_, seed=0, **DECODE, **tiles), theirs)
 
 
-def test_a_stream_gives_the_same_frames_in_pieces(spatial: Upscaling) -> None:
+def test_a_stream_gives_the_same_frames_in_pieces(spatial: Any) -> None:
     request = {"latents": latents(1, 9, 1, 2), "seed": 0, "tiling": "seamless", "tile_frames": 64}
     pieces = list(spatial.ours.stream_upscaled(**request))
     assert len(pieces) > 1
     np.testing.assert_array_equal(np.concatenate(pieces, axis=1), spatial.run_ours(**request))
 
 
-def test_a_memory_limit_is_of_the_large_video(spatial: Upscaling) -> None:
+def test_a_memory_limit_is_of_the_large_video(spatial: Any) -> None:
     with pytest.raises(RequestError, match="memory_limit is 1MiB"):
         spatial.ours.upscale(latents=latents(1, 2, 2, 2), memory_limit="1MiB")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -41,19 +40,6 @@ def draw(*shape: int) -> Array:
     return np.random.default_rng(sum(shape)).standard_normal(shape, dtype=np.float32)
 
 
-@contextmanager
-def diffusers_tiling(vae: Any, sizes: tuple[int, int, int, int]) -> Iterator[None]:
-    size, stride, frames, hop = sizes
-    vae.enable_tiling(size, size, frames, stride, stride, hop)
-    vae.use_framewise_decoding = True  # it rules encoding too: use_framewise_encoding does nothing
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        vae.disable_tiling()
-        vae.use_framewise_decoding = False
-
-
 def options(mode: str, sizes: tuple[int, int, int, int]) -> TilingOptions:
     size, stride, frames, hop = sizes
     return TilingOptions(mode=mode, size=size, stride=stride, frames=frames, frame_stride=hop)
@@ -86,7 +72,7 @@ def joined(pieces: Iterator[Array]) -> Array:
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-def test_decoding_as_diffusers(pair: Any, decoder: Network, case: Any) -> None:
+def test_decoding_as_diffusers(pair: Any, diffusers_tiling: Any, decoder: Network, case: Any) -> None:
     sizes, latent = case
     latents = draw(2, CHANNELS, *latent)
     with diffusers_tiling(pair.theirs.vae, sizes):
@@ -96,7 +82,7 @@ def test_decoding_as_diffusers(pair: Any, decoder: Network, case: Any) -> None:
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-def test_encoding_as_diffusers(pair: Any, encoder: Network, case: Any) -> None:
+def test_encoding_as_diffusers(pair: Any, diffusers_tiling: Any, encoder: Network, case: Any) -> None:
     sizes, latent = case
     frames, height, width = latent
     video = np.tanh(draw(1, 3, 8 * frames - 7, 32 * height, 32 * width))
@@ -175,7 +161,7 @@ REQUEST: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("change", [{}, {"prompt": ["a blue cube", "the camera"]}], ids=["one", "batch-2"])
-def test_whole_runs_as_diffusers(pair: Any, change: dict[str, Any]) -> None:
+def test_whole_runs_as_diffusers(pair: Any, diffusers_tiling: Any, change: dict[str, Any]) -> None:
     with diffusers_tiling(pair.theirs.vae, (64, 32, 16, 8)):
         theirs = pair.run_theirs(**REQUEST | change)
     tiles = {"tiling": "diffusers", "tile_size": 64, "tile_stride": 32, "tile_frames": 16, "tile_frame_stride": 8}
@@ -184,7 +170,7 @@ def test_whole_runs_as_diffusers(pair: Any, change: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("size", [64, 96])
-def test_conditions_are_encoded_in_tiles_as_diffusers(condition_pair: Any, size: int) -> None:
+def test_conditions_are_encoded_in_tiles_as_diffusers(condition_pair: Any, diffusers_tiling: Any, size: int) -> None:
     """A video to extend and a keyframe: diffusers' tiling cuts what is encoded, too."""
     random = np.random.default_rng(0)
     conditions = [

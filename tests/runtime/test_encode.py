@@ -35,7 +35,8 @@ def test_videos_are_drawn_for_one_after_the_other(seeds: list[int], tiny_bundle:
     """From the one generator in turn, or each from its own."""
     host = Host.parse(Bundle.open(tiny_bundle).manifest.host)
     moments = np.zeros((1, 17, 1, 1, 2), np.float32)
-    fake: Any = SimpleNamespace(session=lambda name: SimpleNamespace(run=lambda feeds: {"moments": moments}))
+    session = SimpleNamespace(run=lambda feeds: {"moments": moments})
+    fake: Any = SimpleNamespace(session=lambda name: session, limits=lambda component: None)
     made = encode(
         fake, host, np.zeros((2, 3, 1, 32, 64), np.float32), [Generator(seed) for seed in seeds], TilingOptions()
     )

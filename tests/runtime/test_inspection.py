@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from telecine.bundle import Bundle
-from telecine.inspection import _bytes, as_text
+from telecine.inspection import as_text, show_bytes
 
 
 def test_every_graph_axis_preset_and_version_is_shown(tiny_bundle: Path) -> None:
@@ -44,4 +44,4 @@ def test_no_preset_is_no_line(tiny_bundle: Path, edited_bundle: Callable[..., Pa
     ],
 )  # fmt: skip
 def test_sizes_have_three_digits(size: float, text: str) -> None:
-    assert _bytes(size) == text
+    assert show_bytes(size) == text

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from telecine import manifest
 from telecine.errors import BundleError
-from telecine.manifest import FILE_NAME, FORMAT, Component, FileEntry, Graph, Manifest, TensorSpec
+from telecine.manifest import FILE_NAME, FORMAT, Component, FileEntry, Graph, Manifest, Quality, TensorSpec
 
 Content = dict[str, Any]
 
@@ -36,6 +36,7 @@ SMALL = Manifest(
                     outputs=(),
                 )
             },
+            refitted=("lora",),
         )
     },
     tokenizer=ENTRY,
@@ -83,6 +84,7 @@ components = st.builds(
     parameters=st.integers(),
     weights=entries,
     graphs=st.dictionaries(st.text(), graphs, max_size=2),
+    refitted=st.lists(st.text(), max_size=2).map(tuple),
 )
 manifests = st.builds(
     Manifest,
@@ -197,3 +199,18 @@ def test_shapes_hold_numbers_and_symbols(shape: Any) -> None:
     content["components"]["transformer"]["graphs"]["main"]["inputs"][0]["shape"] = shape
     with pytest.raises(BundleError, match="inputs: shape is"):
         parse(signed(content))
+
+
+def test_a_manifest_from_before_bundles_were_packed_is_read() -> None:
+    content = changed()
+    del content["components"]["transformer"]["packed"]
+    assert not parse(signed(content)).components["transformer"].packed
+    content["components"]["transformer"]["packed"] = 1
+    with pytest.raises(BundleError, match="packed is 1"):
+        parse(signed(content))
+
+
+def test_a_manifest_from_before_quality_was_measured_reads_as_not_measured() -> None:
+    fields = changed()
+    del fields["quality"]
+    assert Manifest.parse(signed(fields), where="here").quality == Quality()

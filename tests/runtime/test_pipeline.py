@@ -17,8 +17,8 @@ from telecine import results
 from telecine.backends.onnxruntime import OnnxRuntimeSession
 from telecine.errors import BackendError, BundleError, Cancelled, RequestError
 from telecine.families.ltx_video import decode as decoding
-from telecine.pipeline import Pipeline
-from telecine.results import numbered
+from telecine.pipeline import Pipeline, load
+from telecine.results import FrameStream, numbered
 
 SMALL: dict[str, Any] = {"height": 64, "width": 32, "num_frames": 9, "num_inference_steps": 2, "seed": 0}
 
@@ -153,17 +153,61 @@ class TestStream:
 
     def test_a_file_that_fails_halfway_is_absent(self, pipe: Pipeline, tmp_path: Path) -> None:
         stream = pipe.stream("a", **self.LONG)
-        pieces = iter([next(stream)])
+        first = np.zeros((1, 9, *stream.shape[2:]), np.float32)
         stream._run.close()
 
         def broken() -> Iterator[np.ndarray]:
-            yield from pieces
+            yield first
             raise BackendError("the network failed", expected="a piece", fix="None.")
 
         stream._run = broken()  # type: ignore[assignment]
         with pytest.raises(BackendError, match="the network failed"):
             stream.save(tmp_path / "clip.mp4")
         assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("begin", [next, FrameStream.close, FrameStream.whole], ids=["read", "closed", "whole"])
+    def test_frames_that_are_gone_are_not_made_up(self, begin: Any, pipe: Pipeline, tmp_path: Path) -> None:
+        with pipe.stream("a", **self.LONG) as stream:
+            begin(stream)
+            with pytest.raises(RequestError, match="read from or closed"):
+                stream.whole()
+            with pytest.raises(RequestError, match="read from or closed"):
+                stream.save(tmp_path / "clip.gif")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_path_that_is_refused_costs_no_frames(self, pipe: Pipeline, tmp_path: Path) -> None:
+        stream = pipe.stream("a", **self.LONG)
+        with pytest.raises(RequestError, match="clip.xyz"):
+            stream.save(tmp_path / "clip.xyz")
+        stream.save(tmp_path / "clip.gif", frame_rate=10)
+        assert (tmp_path / "clip.gif").stat().st_size > 0
+
+    def test_a_piece_that_fails_frees_the_pipeline(self, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        with load(tiny_bundle) as pipe:
+            stream = pipe.stream("a", **self.LONG)
+            next(stream)
+            with monkeypatch.context() as patch:
+                decoder = pipe._models.session("vae_decoder")
+                patch.setattr(decoder, "run", lambda feeds: np.empty(2**50))  # a MemoryError of NumPy's
+                with pytest.raises(BackendError, match="memory"):
+                    next(stream)
+            assert list(stream) == []
+            assert pipe.generate("a", **SMALL).frames is not None
+
+    def test_one_reader_at_a_time(self, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        with load(tiny_bundle) as pipe, pipe.stream("a", **self.LONG) as stream:
+            decoder = pipe._models.session("vae_decoder")
+            run = decoder.run
+
+            def meddle(feeds: Any) -> Any:  # while a piece is made, as another thread would
+                touches: tuple[Any, ...] = (next, FrameStream.close)
+                for touch in touches:
+                    with pytest.raises(RequestError, match="another thread is reading"):
+                        touch(stream)
+                return run(feeds)
+
+            monkeypatch.setattr(decoder, "run", meddle)
+            assert len(list(stream)) == 3
 
     def test_what_is_no_stream(self, pipe: Pipeline) -> None:
         with pytest.raises(RequestError, match="a stream of latents"):
@@ -236,7 +280,7 @@ class TestRefusals:
         with telecine.load(tiny_bundle) as pipe, pytest.raises(RequestError, match=words):
             pipe.generate(**{"prompt": "a"} | SMALL | request_)
 
-    @pytest.mark.parametrize("options", [{"backend": "tensorrt"}, {"device": "tpu"}, {"device": "cuda:x"}])
+    @pytest.mark.parametrize("options", [{"backend": "jax"}, {"device": "tpu"}, {"device": "cuda:x"}])
     def test_backends_and_devices_that_are_not_here(self, options: dict[str, str], tiny_bundle: Path) -> None:
         with pytest.raises(BackendError):
             telecine.load(tiny_bundle, **options)

@@ -92,6 +92,19 @@ def test_grid_refuses_bad_ratios(name: str, ratio: object) -> None:
         Grid(**({"spatial": 32, "temporal": 8} | {name: ratio}))
 
 
+@given(st.integers(-5, 400), st.integers(-5, 2000), st.integers(-5, 2000))
+def test_below_is_the_largest_shape_that_is_nowhere_above(num_frames: int, height: int, width: int) -> None:
+    shape = VideoShape.below(num_frames=num_frames, height=height, width=width, grid=LTX)
+    assert shape.latent(LTX).video(LTX) == shape
+    for side, asked, step in (
+        (shape.num_frames, num_frames, LTX.temporal),
+        (shape.height, height, LTX.spatial),
+        (shape.width, width, LTX.spatial),
+    ):
+        least = 1 if step == LTX.temporal else step
+        assert side == least if asked < least else asked - step < side <= asked
+
+
 COGVIDEOX = Grid(spatial=8, temporal=4, patch=2, patch_t=2, chunked=True)
 
 

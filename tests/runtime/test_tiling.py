@@ -10,16 +10,15 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from telecine.errors import RequestError
+from telecine.errors import EngineError, RequestError
 from telecine.shapes import Grid, LatentShape
-from telecine.tiling import Footprint, Plan, Tile, TilingOptions, plan_decoder, plan_encoder
+from telecine.tiling import Footprint, Largest, Plan, Tile, TilingOptions, plan_decoder, plan_encoder
 from telecine.tiling.axis import Axis, count, frames, latents, pixels, spread
 from telecine.tiling.options import parse_size, show_size
 from telecine.tiling.plan import CONTEXT
@@ -219,58 +218,78 @@ def test_modes_with_tiles_of_their_own_keep_to_the_limit_or_refuse(mode: str) ->
 SCRIPT = """
 import json, sys
 import numpy as np
+from telecine.backends.choice import OnnxRuntimeBackend
 from telecine.backends.onnxruntime import OnnxRuntimeOptions
 from telecine.bundle import Bundle
 from telecine.families.ltx_video.decode import DecodeSettings, decode
+from telecine.families.ltx_video.encode import encode_moments
 from telecine.families.ltx_video.host import Host
 from telecine.models import LoadedModels
 from telecine.noise import Generator
-from telecine.request import Request
 from telecine.shapes import LatentShape
+from telecine.upscale_request import UpscaleRequest
 
-bundle, limit = sys.argv[1], json.loads(sys.argv[2])
-models = LoadedModels(Bundle.open(bundle), device="cpu", options=OnnxRuntimeOptions(threads=1))
+bundle, half, frames, limit = sys.argv[1], sys.argv[2], int(sys.argv[3]), json.loads(sys.argv[4])
+opened = Bundle.open(bundle)
+models = LoadedModels(opened, OnnxRuntimeBackend(opened, device="cpu", options=OnnxRuntimeOptions(threads=1)))
 host = Host.parse(models.host)
 
-def run(limit, *sides):
-    latent = LatentShape(frames=sides[0], height=sides[1], width=sides[2])
-    request = Request(
-        prompt="", height=32, width=32, num_frames=1, frame_rate=24.0, num_inference_steps=1, guidance_scale=1.0,
-        guidance_rescale=0.0, num_videos_per_prompt=1, decode_timestep=0.05, output_type="uint8",
-        max_sequence_length=1, memory_limit=limit,
-    )
-    settings = DecodeSettings.of(request, host, latent)
+def decoding(limit, latent):
     latents = np.zeros(latent.array_shape(1, host.latent_channels), np.float32)
-    frames = decode(models, host, latents, settings, [Generator(0)], [Generator(1)])
-    return sum(piece.shape[1] for piece in frames.pieces)
+    request = UpscaleRequest(
+        latents=latents, adain_factor=0.0, tone_map_compression_ratio=0.0, decode_timestep=0.05, output_type="uint8",
+        memory_limit=limit,
+    )
+    settings = DecodeSettings.of(models, request, host, latent)
+    def run():
+        frames = decode(models, host, latents, settings, [Generator(0)], [Generator(1)])
+        return sum(piece.shape[1] for piece in frames.pieces)
+    return run
+
+def encoding(limit, latent):
+    video = latent.video(host.grid)
+    pixels = np.ones((1, 3, video.num_frames, video.height, video.width), np.float32)
+    request = UpscaleRequest(
+        latents=pixels, adain_factor=0.0, tone_map_compression_ratio=0.0, decode_timestep=0.05, output_type="uint8",
+        memory_limit=limit,
+    )
+    return lambda: encode_moments(models, host, pixels, request.tiling_options()).shape[2]
 
 def peak():
     # Not ru_maxrss: a process that was started inherits the peak of the one that started it.
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) for line in status if line.startswith("VmHWM:")) * 1024
 
-run(None, 1, 1, 1)  # loads the network
+prepare = {"decode": decoding, "encode": encoding}[half]
+prepare(None, LatentShape(frames=1, height=1, width=1))()  # loads the network
+run = prepare(limit, LatentShape(frames=frames, height=7, width=7))
 before = peak()
-frames = run(limit, 50, 7, 7)
-print(json.dumps([frames, peak() - before]))
+made = run()
+print(json.dumps([made, peak() - before]))
 """
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_a_decode_stays_within_its_limit(tiny_bundle: Path, record_property: Callable[[str, object], None]) -> None:
-    """Of the tiny decoder, on ONNX Runtime, in a process of its own: the peak of its resident memory."""
-    limit = 600 * 2**20
+@pytest.mark.parametrize(
+    ("model", "half", "frames", "limit"),
+    [("tiny_bundle", "decode", 30, 450), ("demo_bundle", "decode", 30, 450), ("demo_bundle", "encode", 45, 330)],
+    ids=["tiny-decode", "demo-decode", "demo-encode"],
+)
+def test_the_vae_stays_within_its_limit(
+    model: str, half: str, frames: int, limit: int, request: Any, record_property: Callable[[str, object], None]
+) -> None:
+    """Of `frames` x 7 x 7 latents, on ONNX Runtime, in a process of its own: the peak of its resident memory."""
+    bundle = request.getfixturevalue(model)
 
-    def growth(limit: int | None) -> int:
-        done = subprocess.run(
-            [sys.executable, "-c", SCRIPT, tiny_bundle, json.dumps(limit)], check=True, capture_output=True, text=True
-        )
-        frames, growth = json.loads(done.stdout)
-        assert frames == 8 * 49 + 1
-        return int(growth)
+    def growth(limit: int | None) -> float:
+        command = [sys.executable, "-c", SCRIPT, bundle, half, str(frames), json.dumps(limit and limit * 2**20)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        made, growth = json.loads(done.stdout)
+        assert made == (frames if half == "encode" else 8 * (frames - 1) + 1)
+        return float(growth / 2**20)
 
     tiled, untiled = growth(limit), growth(None)
-    record_property("measured", f"decoding: {tiled / 2**20:.0f} MiB of a limit of 600, {untiled / 2**20:.0f} untiled")
+    record_property("measured", f"{model} {half}: {tiled:.0f} MiB of a limit of {limit}, {untiled:.0f} untiled")
     assert tiled <= limit < untiled
 
 
@@ -335,3 +354,44 @@ def test_wrong_options(values: dict[str, Any], words: str) -> None:
 def test_sizes_off_the_grid(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(RequestError, match=words):
         plan_of(settings, (30, 12, 12))
+
+
+@pytest.mark.parametrize("plan_half", [plan_decoder, plan_encoder])
+@pytest.mark.parametrize("limit", [None, 2**40])
+@pytest.mark.parametrize("most", [(20, 9, 30), (7, 9, 8), (20, 12, 7), (16, 9, 29)])
+def test_tiles_are_no_larger_than_the_network_takes(
+    plan_half: Callable[..., Plan], limit: int | None, most: Sides
+) -> None:
+    """As small as an engine is, the video is covered, with context at every cut; and untiled where it fits."""
+    sides = (20, 9, 30)
+    options = TilingOptions(memory_limit=limit)
+    plan = plan_half(options, latent_shape(sides), GRID, DECODER, videos=3, largest=Largest(most, 2))
+    free = plan_half(options, latent_shape(sides), GRID, DECODER, videos=3)
+    axes = (plan.tiles.time, plan.tiles.rows, plan.tiles.columns)
+    read = [[span.stop - span.start for span in axis.reads] for axis in axes]
+    whole = [
+        [span.stop - span.start for span in axis.reads]
+        for axis in (free.tiles.time, free.tiles.rows, free.tiles.columns)
+    ]
+    if plan_half is plan_decoder:
+        assert all(size <= side for spans, side in zip(read, most, strict=True) for size in spans)
+    if most == sides:
+        assert (read, plan.videos) == (whole, min(free.videos, 2))
+    else:
+        assert max(map(len, read)) > 1
+
+
+@pytest.mark.parametrize(
+    ("options", "most"),
+    [
+        ({"mode": "off"}, (20, 9, 29)),
+        ({}, (20, 9, 6)),
+        ({"size": 40}, (20, 9, 9)),
+        ({"mode": "diffusers"}, (20, 9, 29)),
+    ],
+)
+def test_tiles_that_an_engine_does_not_take_are_refused(options: dict[str, Any], most: Sides) -> None:
+    with pytest.raises(EngineError, match="and the video is 120x36x39; .*--workload 120x36x39"):
+        plan_decoder(
+            TilingOptions(**options), latent_shape((20, 9, 30)), GRID, DECODER, videos=1, largest=Largest(most, 1)
+        )

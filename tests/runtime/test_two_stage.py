@@ -16,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import telecine
+from telecine import pipeline
 from telecine.errors import BundleError, RequestError
-from telecine.families.base import Frames, Output, PipelineSpec
+from telecine.families.base import Frames, Output
 from telecine.families.ltx_video import LTX_VIDEO
 from telecine.families.ltx_video.two_stage import Sizes
 from telecine.request import Request
@@ -58,9 +59,9 @@ class Recorder:
 @pytest.fixture
 def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     fake = Recorder()
-    monkeypatch.setitem(
-        LTX_VIDEO.pipelines, "LTXConditionPipeline", PipelineSpec(run=fake.run, defaults=DEFAULTS)  # type: ignore
-    )  # fmt: skip
+    name = "LTXConditionPipeline"
+    spec = dataclasses.replace(LTX_VIDEO.pipelines[name], run=fake.run)
+    monkeypatch.setitem(LTX_VIDEO.pipelines, name, spec)  # type: ignore[arg-type]
     return fake
 
 
@@ -196,6 +197,32 @@ class TestResult:
         assert result.latents.shape == (1, 16, 2, 2, 4)
 
 
+class TestChoice:
+    """A bundle of `LTXPipeline`, which cannot denoise given latents in part, still serves its two-stage presets."""
+
+    @pytest.mark.parametrize(
+        "request_",
+        [
+            {"second_stage": {}},
+            {"preset": "two-stage"},
+            {"second_stage": {}, "image": np.zeros((32, 32, 3), np.uint8)},
+        ],
+        ids=["asked for", "by a preset", "with what another pipeline takes too"],
+    )
+    def test_a_second_stage_chooses_the_pipeline(
+        self, request_: dict[str, Any], pipe: telecine.Pipeline, recorder: Recorder
+    ) -> None:
+        assert pipe.bundle.manifest.pipeline == "LTXPipeline"
+        pipe.generate(**SMALL | {"pipeline": None} | request_)
+        assert [request.max_sequence_length for request in recorder.requests] == [256, 256]
+
+    def test_a_preset_without_one_does_not(self, pipe: telecine.Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+        asked, request = {"prompt": "a", "preset": "recommended"}, []
+        monkeypatch.setattr(pipeline.Request, "resolve", lambda *layers: request.append(layers[-1]))
+        pipe._generation(asked)
+        assert request[0]["max_sequence_length"] == 128
+
+
 class TestRefusals:
     @pytest.mark.parametrize(
         ("change", "words"),
@@ -216,7 +243,7 @@ class TestRefusals:
             ({"second_stage": {"denoise_strength": 0.05}}, "0.05 of 10 steps"),
             ({"second_stage": {"denoise_strength": 0.4, "timesteps": [1000, 500]}}, "0.4 of 2 steps"),
             ({"second_stage": {"strength": 1}}, "second_stage has strength"),
-            ({"pipeline": "LTXPipeline"}, "Pass pipeline='LTXConditionPipeline'"),
+            ({"pipeline": "LTXPipeline"}, "second_stage for LTXPipeline; .* pass pipeline='LTXConditionPipeline'"),
         ],
     )
     def test_before_anything_runs(
@@ -247,3 +274,11 @@ def test_the_presets_are_requests(pipe: telecine.Pipeline, recorder: Recorder) -
             settings = {key: value for key, value in preset.items() if key != "second_stage"}
             sizes = Sizes.plan(Request.resolve({"prompt": "a"}, settings, DEFAULTS), 2 / 3, GRID)
             assert dataclasses.astuple(sizes.second) == (161, 1024, 1536), name
+
+
+def test_a_stream_is_resized_piece_by_piece(pipe: telecine.Pipeline, recorder: Recorder) -> None:
+    pieces = list(pipe.stream(**SMALL, second_stage={}))
+    assert [piece.shape for piece in pieces] == [(1, 4, 70, 100, 3), (1, 5, 70, 100, 3)]
+    recorder.requests.clear()  # its noise is seeded by them
+    whole = pipe.generate(**SMALL, second_stage={}).frames
+    np.testing.assert_array_equal(np.concatenate(pieces, axis=1), whole)

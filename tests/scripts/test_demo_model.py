@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +22,7 @@ from score_demo_model import cases, measured, score
 from train_demo_model import Run, train
 
 import telecine
-from telecine_export.export import export_bundle
 from telecine_export.source import open_source
-
-
-@pytest.fixture(scope="module")
-def demo_bundle(shared: Callable[..., Path]) -> Path:
-    """The repository's own checkpoint, exported. Read only."""
-    return shared("demo-bundle", lambda path: export_bundle(open_source(str(CHECKPOINT)), path))
 
 
 def test_measures_are_right_on_drawn_clips() -> None:

@@ -20,11 +20,11 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from telecine.backends.base import Buffer, Session
-from telecine.backends.onnxruntime import OnnxRuntimeOptions, OnnxRuntimeSession
 from telecine.bundle import Bundle
 from telecine.errors import BackendError, SourceError
 from telecine.manifest import Graph
 from telecine.tokenizer import Tokenizer
+from telecine_export.precision.trial_models import open_graph
 from telecine_export.source import Source
 from telecine_export.verify.comparison import Pair
 
@@ -32,6 +32,7 @@ Array = npt.NDArray[Any]
 Call = dict[str, Array]
 # Stage → case → values: what one side of a whole run computed.
 Record = dict[str, dict[str, Array]]
+LOWEST = ("fp8", "bf16", "fp16", "fp32")
 # Of every `from_pretrained`: what is on disk, and never a pickle.
 FP32: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True, "local_files_only": True}
 
@@ -41,12 +42,14 @@ class FamilyChecks:
     """The stages of a family, in the order in which a divergence would spread.
 
     `components`: each compares one part of the bundle with torch's. `run_stages`: what a whole run is compared by;
-    `bundle_run` and `torch_run` make the run and fill a record of them, `bundle_run` as far as it comes. `optional`
-    components are verified in bundles that have them.
+    `bundle_run` and `torch_run` make the run and fill a record of them, `bundle_run` as far as it comes; `run_parts`
+    has the components that a stage's values come through, in those where any does. `optional` components are verified
+    in bundles that have them.
     """
 
     components: Mapping[str, Callable[[Bundle, Source], list[Pair]]]
     run_stages: Sequence[str]
+    run_parts: Mapping[str, Sequence[str]]
     bundle_run: Callable[[BundleModels, Source, Record], None]
     torch_run: Callable[[Source, Record], None]
     optional: Collection[str] = ()
@@ -54,6 +57,14 @@ class FamilyChecks:
     def stages(self, bundle: Bundle) -> list[str]:
         absent = set(self.optional) - set(bundle.manifest.components)
         return [name for name in (*self.components, *self.run_stages) if name not in absent]
+
+    def precision(self, bundle: Bundle, stage: str) -> str:
+        """The lowest precision that a stage's values come through."""
+        components = bundle.manifest.components
+        parts = self.run_parts.get(stage, (stage,))
+        return min(
+            (components[part].precision for part in parts if part in components), key=LOWEST.index, default="fp32"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -114,9 +125,9 @@ def _named(case: str) -> Iterator[None]:
 
 
 def open_session(bundle: Bundle, component: str, role: str = "main") -> Session:
-    """A graph of the bundle on ONNX Runtime's CPU provider, which computes fp32 as fp32."""
-    graph = bundle.graph(component, role)
-    return OnnxRuntimeSession.load(graph, bundle.path(graph.file), device="cpu", options=OnnxRuntimeOptions())
+    """A graph of the bundle on ONNX Runtime's CPU provider, which computes fp32 as fp32; bf16 is emulated there."""
+    bundle.require_weights(component)
+    return open_graph(bundle, component, role)
 
 
 class RecordingSession(Session):
@@ -142,6 +153,9 @@ class RecordingSession(Session):
 
     def clone(self) -> RecordingSession:
         return RecordingSession(self._graph, self._session.clone(), self._calls)
+
+    def replace(self, weights: Mapping[str, Buffer]) -> None:
+        self._session.replace(weights)
 
     def close(self) -> None:
         self._session.close()
@@ -180,6 +194,9 @@ class BundleModels:
 
     def require(self, component: str) -> None:
         self.bundle.component(component)
+
+    def limits(self, component: str) -> None:
+        """ONNX Runtime, which runs them, takes every size."""
 
     def close(self) -> None:
         for session in self._sessions.values():

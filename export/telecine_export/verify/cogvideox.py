@@ -21,7 +21,7 @@ from telecine.shapes import LatentShape
 from telecine_export import cogvideox
 from telecine_export.source import Source
 from telecine_export.verify.checks import Array, BundleModels, Case, FamilyChecks, compare_graph
-from telecine_export.verify.cogvideox_run import RUN_STAGES, bundle_run, torch_run
+from telecine_export.verify.cogvideox_run import RUN_PARTS, RUN_STAGES, bundle_run, torch_run
 from telecine_export.verify.comparison import Pair
 from telecine_export.verify.ltx_video import text_encoder, tokenizer
 from telecine_export.verify.modules import load_module
@@ -132,6 +132,7 @@ COGVIDEOX = FamilyChecks(
         "vae_decoder": vae_decoder,
     },
     run_stages=RUN_STAGES,
+    run_parts=RUN_PARTS,
     bundle_run=bundle_run,
     torch_run=torch_run,
 )

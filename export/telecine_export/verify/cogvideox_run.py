@@ -38,6 +38,14 @@ STRENGTH = 0.8
 POSITIONS = ("rope_cos", "rope_sin", "position_frames", "position_columns", "position_rows")
 # In the order in which a divergence spreads.
 RUN_STAGES = ("prompt_embeds", "start", "schedule", "positions", "latents", "decode_input", "frames")
+_DENOISED = ("text_encoder", "transformer", "vae_encoder")  # images and videos are encoded
+RUN_PARTS = {
+    "prompt_embeds": ("text_encoder",),
+    "start": ("vae_encoder",),
+    "latents": _DENOISED,
+    "decode_input": _DENOISED,
+    "frames": (*_DENOISED, "vae_decoder"),
+}
 
 
 def request_of(source: Source) -> dict[str, Any]:

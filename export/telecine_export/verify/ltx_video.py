@@ -24,7 +24,14 @@ from telecine_export.source import Source
 from telecine_export.tokenizer import load_tokenizer
 from telecine_export.verify.checks import Array, Case, FamilyChecks, compare_graph
 from telecine_export.verify.comparison import Pair
-from telecine_export.verify.ltx_video_run import RUN_STAGES, TRANSFORMER_INPUTS, bundle_run, seeded_globally, torch_run
+from telecine_export.verify.ltx_video_run import (
+    RUN_PARTS,
+    RUN_STAGES,
+    TRANSFORMER_INPUTS,
+    bundle_run,
+    seeded_globally,
+    torch_run,
+)
 from telecine_export.verify.modules import load_module
 
 # Where tokenizers disagree: spaces, sentinels, normalisation, scripts that the vocabulary lacks, length.
@@ -251,6 +258,7 @@ LTX_VIDEO = FamilyChecks(
     },
     optional=("latent_upsampler",),
     run_stages=RUN_STAGES,
+    run_parts=RUN_PARTS,
     bundle_run=bundle_run,
     torch_run=torch_run,
 )

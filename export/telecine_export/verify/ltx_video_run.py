@@ -51,6 +51,13 @@ TRANSFORMER_INPUTS = ("hidden_states", "encoder_hidden_states", "encoder_attenti
 DECODER_INPUTS = ("latents", "timestep")
 # In the order in which a divergence spreads.
 RUN_STAGES = ("prompt_embeds", "noise", "schedule", "rope", "latents", "decode_input", "frames")
+_DENOISED = ("text_encoder", "transformer", "vae_encoder")  # conditions are encoded
+RUN_PARTS = {
+    "prompt_embeds": ("text_encoder",),
+    "latents": _DENOISED,
+    "decode_input": _DENOISED,
+    "frames": (*_DENOISED, "vae_decoder"),
+}
 
 
 def bundle_run(models: BundleModels, source: Source, record: Record) -> None:
@@ -147,17 +154,22 @@ def seeded_globally(seed: int) -> Iterator[None]:
 
 def _fill(record: Record, calls: list[Call], decodes: list[Call], sigmas: list[float], latents: list[Array]) -> None:
     """Put what both sides record alike, from calls at the networks' boundaries, into the record."""
+    held: dict[str, Array] = {}
     if calls:
         first = calls[0]
-        record["prompt_embeds"] = {
-            "embeddings": first["encoder_hidden_states"], "mask": first["encoder_attention_mask"],
-        }  # fmt: skip
-        record["noise"] = {"initial latents": first["hidden_states"]}
+        mask = first["encoder_attention_mask"]
+        # What is attended to: of pads, which the mask hides, LTXConditionPipeline's embeddings are whatever is quick.
+        record["prompt_embeds"] = {"embeddings": first["encoder_hidden_states"] * mask[..., np.newaxis], "mask": mask}
+        tokens, timestep = first["hidden_states"], first["timestep"]
+        # Conditions are tokens with less noise, at an earlier timestep; they come from the encoder, which rounds.
+        noisy = np.broadcast_to(timestep.reshape(len(tokens), -1) == timestep.max(), tokens.shape[:2])
+        record["noise"] = {"initial latents": tokens[noisy]}
+        held = {} if noisy.all() else {"conditions": tokens[~noisy]}
     if latents:
         # (steps, passes * B) timesteps: the graph takes them with a last axis of 1, torch without.
         timesteps = np.stack([call["timestep"].ravel() for call in calls])
         record["schedule"] = {"sigmas": np.array(sigmas, np.float32), "timesteps": timesteps}
-        record["latents"] = {f"after step {index + 1}": values for index, values in enumerate(latents)}
+        record["latents"] = held | {f"after step {index + 1}": values for index, values in enumerate(latents)}
     if decodes:
         # The noise maps of 0.9.1 are inputs of the graph alone.
         record["decode_input"] = {name: decodes[0][name] for name in DECODER_INPUTS if name in decodes[0]}

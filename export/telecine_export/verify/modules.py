@@ -16,11 +16,11 @@ from diffusers.pipelines.ltx.modeling_latent_upsampler import LTXLatentUpsampler
 from torch import nn
 from transformers import T5Config, T5EncoderModel
 
+from telecine.families.names import TIED_NAMES
 from telecine_export.components import FolderComponent
 from telecine_export.source import Source
 from telecine_export.tokenizer import load_tokenizer
 from telecine_export.verify.checks import FP32, loading
-from telecine_export.weights import TIED_NAMES
 
 # By component, where its configuration names none of diffusers' classes.
 MODULES: Mapping[str, Any] = {

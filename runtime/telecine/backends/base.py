@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,15 @@ from telecine.errors import BackendError
 from telecine.manifest import Graph, TensorSpec
 
 Buffer = npt.NDArray[Any]
+# An array in device memory: an object with `__cuda_array_interface__` or `__dlpack__`, which share no type.
+DeviceBuffer = Any
+
+
+class Shaped(Protocol):
+    """Something with a shape: an array, wherever it lies."""
+
+    @property
+    def shape(self) -> Shape: ...
 
 
 class Session(ABC):
@@ -29,8 +38,10 @@ class Session(ABC):
         self.outputs: dict[str, TensorSpec] = {spec.name: spec for spec in graph.outputs}
 
     @abstractmethod
-    def bind(self, name: str, buffer: Buffer) -> None:
+    def bind(self, name: str, buffer: Buffer | DeviceBuffer) -> None:
         """Use this array for an input, or write an output into it, until another is bound.
+
+        A session on a GPU also takes arrays in its memory, and uses them in place.
 
         Raises:
             BackendError: an unknown name, another dtype, an array that is not contiguous or (for an output) read-only,
@@ -48,11 +59,23 @@ class Session(ABC):
         Raises:
             BackendError: something is not bound, or in a shape that does not fit the rest; the backend failed; out of
                 memory says so.
+            EngineError: a TensorRT engine has no profile for the shapes.
         """
 
     @abstractmethod
     def clone(self) -> Session:
         """A session over the same loaded weights, with bindings of its own."""
+
+    @abstractmethod
+    def replace(self, weights: Mapping[str, Buffer]) -> None:
+        """The named initializers take these values; every other initializer is the bundle's own again.
+
+        An array has the initializer's shape and type as stored: bfloat16 as its bits in uint16, float8 as its bits in
+        uint8. It is not changed after. All clones of the session have the new weights, each from its next `enqueue`.
+
+        Raises:
+            BackendError: an unknown name, another shape or type, or the backend failed: the session keeps what it had.
+        """
 
     @abstractmethod
     def close(self) -> None:
@@ -98,8 +121,8 @@ class Session(ABC):
         if self.closed:
             raise BackendError("this session is closed", expected="an open one", fix="Load the graph again.")
 
-    def check_buffer(self, name: str, buffer: Buffer) -> None:
-        """What `bind` requires on every backend."""
+    def check_name(self, name: str) -> TensorSpec:
+        """The input or output of a name, which `bind` requires."""
         spec = self.inputs.get(name) or self.outputs.get(name)
         if spec is None:
             raise BackendError(
@@ -107,6 +130,11 @@ class Session(ABC):
                 expected=f"one of {', '.join([*self.inputs, *self.outputs])}",
                 fix="Bind by the graph's own names: telecine inspect shows them.",
             )
+        return spec
+
+    def check_buffer(self, name: str, buffer: Buffer) -> None:
+        """What `bind` requires of an array on the host, on every backend."""
+        spec = self.check_name(name)
         if not isinstance(buffer, np.ndarray):
             problem = type(buffer).__name__
         elif buffer.dtype != np.dtype(spec.dtype):
@@ -123,7 +151,7 @@ class Session(ABC):
             fix=f"Convert it: numpy.require(array, {spec.dtype!r}, 'CAW').",
         )
 
-    def check_bound(self, bound: Mapping[str, Buffer]) -> None:
+    def check_bound(self, bound: Mapping[str, Shaped]) -> None:
         """What `enqueue` requires on every backend: all is bound, in shapes that fit each other."""
         missing = [name for name in (*self.inputs, *self.outputs) if name not in bound]
         if missing:

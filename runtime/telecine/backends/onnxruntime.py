@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from telecine.backends.base import Buffer, Session, out_of_memory
+from telecine.dtypes import STORAGE
 from telecine.errors import BackendError
+from telecine.initializers import check_weights, read_initializers
 from telecine.manifest import Graph
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -22,6 +27,11 @@ OUT_OF_MEMORY = (
     "not enough memory",
     "alloc_failed",  # CUBLAS_STATUS_ALLOC_FAILED, CUDNN_STATUS_ALLOC_FAILED
 )
+# TensorProto's numbers of the types that NumPy lacks, by how their bits are held.
+ONNX_TYPES = {STORAGE["bfloat16"]: 16, STORAGE["float8e4m3fn"]: 17}
+# What a provider has no kernels for, by precision (tried with ONNX Runtime 1.31: of bfloat16, the CPU's has
+# only what moves values). Its fp16 kernels are few, but it casts around the others.
+MISSING_KERNELS: Mapping[str, tuple[str, ...]] = {CPU: ("bf16",)}
 # Beyond any machine: ONNX Runtime starts whatever number it is told.
 MAX_THREADS = 1024
 
@@ -56,59 +66,100 @@ class OnnxRuntimeOptions:
             )
 
 
-class OnnxRuntimeSession(Session):
-    """One graph on ONNX Runtime."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Loaded:
+    """A session of ONNX Runtime, and the arrays in place of the bundle's weights: it has their addresses only."""
 
-    def __init__(self, graph: Graph, session: Any) -> None:
-        super().__init__(graph)
-        self._graph = graph
-        self._session = session
-        self._binding = session.io_binding()
-        # IO binding keeps addresses only: these references keep the arrays alive.
-        self._bound: dict[str, Buffer] = {}
-        self._checked = False  # whether what is bound fits together
+    session: Any
+    weights: Mapping[str, Buffer]
 
-    @classmethod
-    def load(cls, graph: Graph, path: Path, *, device: str, options: OnnxRuntimeOptions) -> OnnxRuntimeSession:
-        """
-        Raises:
-            BackendError: ONNX Runtime is missing, refuses the graph, or lacks the device.
-        """
+
+class _Network:
+    """One graph in ONNX Runtime, which a session and its clones share."""
+
+    def __init__(self, path: Path, settings: Callable[[], Any], providers: list[Any]) -> None:
+        self.path = path
+        self._settings, self._providers = settings, providers
+        self.loaded = self._load({})
+
+    def replace(self, weights: Mapping[str, Buffer]) -> None:
+        """Load the graph again, over these weights: what runs meanwhile still has the others."""
+        self.loaded = self._load(weights)
+
+    def _load(self, weights: Mapping[str, Buffer]) -> _Loaded:
         ort = _onnxruntime()
-        settings = ort.SessionOptions()
-        if options.threads is not None:
-            settings.intra_op_num_threads = options.threads
-        settings.enable_cpu_mem_arena = options.memory_arena
-        settings.enable_mem_pattern = options.memory_pattern
-        settings.log_severity_level = 4  # fatal: its errors come as exceptions too, and need not be said twice
-        wanted = _providers(ort, device, options)
-        with _translated(f"loading {path}"):
+        settings = self._settings()
+        with _translated(f"loading {self.path}"):
+            if weights:
+                # Not add_initializer: what ONNX Runtime folds at load it would fold from the file's values.
+                values = [_ort_value(ort, array) for array in weights.values()]
+                settings.add_external_initializers(list(weights), values)
             # Its fallback prints to stdout and retries on the CPU without saying so to the caller.
-            session = ort.InferenceSession(str(path), settings, providers=wanted, enable_fallback=0)
-        first = wanted[0] if isinstance(wanted[0], str) else wanted[0][0]
+            session = ort.InferenceSession(str(self.path), settings, providers=self._providers, enable_fallback=0)
+        first = _name(self._providers[0])
         if session.get_providers()[0] != first:
             # A provider whose library does not load is left out without an error.
             raise BackendError(
-                f"ONNX Runtime runs {path.name} on {session.get_providers()[0]}",
+                f"ONNX Runtime runs {self.path.name} on {session.get_providers()[0]}",
                 expected=f"{first}, as asked",
                 fix="Run: telecine doctor (it checks the driver and both onnxruntime packages), or use device='cpu'.",
             )
-        return cls(graph, session)
+        return _Loaded(session, weights)
+
+
+class OnnxRuntimeSession(Session):
+    """One graph on ONNX Runtime."""
+
+    def __init__(self, graph: Graph, network: _Network) -> None:
+        super().__init__(graph)
+        self._graph = graph
+        self._network: _Network | None = network
+        # IO binding keeps addresses only: these references keep the arrays alive.
+        self._bound: dict[str, Buffer] = {}
+        # Of the network as it was when the first of them was bound: what is unbound keeps no old weights alive.
+        self._loaded: _Loaded | None = None
+        self._binding: Any = None
+        self._checked = False  # whether what is bound fits together
+
+    @classmethod
+    def load(
+        cls, graph: Graph, path: Path, *, device: str, options: OnnxRuntimeOptions, precision: str = "fp32"
+    ) -> OnnxRuntimeSession:
+        """`precision` is that of the graph's component.
+
+        Raises:
+            BackendError: ONNX Runtime is missing, refuses the graph, lacks the device, or kernels for the precision.
+        """
+        providers = _providers(_onnxruntime(), device, options)
+        _check_precision(path, precision, _name(providers[0]))
+        return cls(graph, _Network(path, partial(_settings, options, precision), providers))
 
     def bind(self, name: str, buffer: Buffer) -> None:
         self.check_open()
         self.check_buffer(name, buffer)
+        self._use_current_weights()
+        self._bind(name, buffer)
+        self._bound[name] = buffer
+        self._checked = False
+
+    def _bind(self, name: str, buffer: Buffer) -> None:
         with _translated(f"binding {name}"):
             if name in self.inputs:
                 self._binding.bind_cpu_input(name, buffer)
             else:
                 self._binding.bind_output(name, "cpu", 0, buffer.dtype.type, list(buffer.shape), buffer.ctypes.data)
-        self._bound[name] = buffer
-        self._checked = False
+
+    def _use_current_weights(self) -> None:
+        """Bind what is bound to the network as it is now, where weights were replaced since."""
+        assert self._network is not None
+        if self._loaded is not self._network.loaded:
+            self._loaded = self._network.loaded
+            self._binding = self._loaded.session.io_binding()
+            for name, buffer in self._bound.items():
+                self._bind(name, buffer)
 
     def unbind(self) -> None:
-        if not self.closed:
-            self._binding = self._session.io_binding()  # clearing one leaves references to its input arrays
+        self._binding = self._loaded = None  # clearing a binding leaves references to its input arrays
         self._bound.clear()
         self._checked = False
 
@@ -117,24 +168,54 @@ class OnnxRuntimeSession(Session):
         if not self._checked:
             self.check_bound(self._bound)
             self._checked = True
+        self._use_current_weights()
+        assert self._loaded is not None
         with _translated("running"):
-            if self._session.get_providers() != [CPU]:
+            if self._loaded.session.get_providers() != [CPU]:
                 # For another device an input is copied when it is bound, and its buffer may have changed since.
                 for name in self.inputs:
                     self._binding.bind_cpu_input(name, self._bound[name])
-            self._session.run_with_iobinding(self._binding)
+            self._loaded.session.run_with_iobinding(self._binding)
 
     def clone(self) -> OnnxRuntimeSession:
         self.check_open()
-        return OnnxRuntimeSession(self._graph, self._session)
+        assert self._network is not None
+        return OnnxRuntimeSession(self._graph, self._network)
+
+    def replace(self, weights: Mapping[str, Buffer]) -> None:
+        self.check_open()
+        assert self._network is not None
+        check_weights(weights, read_initializers(self._network.path))
+        self._network.replace({name: np.require(array, None, "C") for name, array in weights.items()})
 
     def close(self) -> None:
-        self._binding = self._session = None
-        self._bound.clear()
+        self.unbind()
+        self._network = None
 
     @property
     def closed(self) -> bool:
-        return self._session is None
+        return self._network is None
+
+
+def _ort_value(ort: Any, array: Buffer) -> Any:
+    """An initializer's value over the array's own memory."""
+    if array.dtype in ONNX_TYPES:
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array, ONNX_TYPES[array.dtype])
+    return ort.OrtValue.ortvalue_from_numpy(array)
+
+
+def _settings(options: OnnxRuntimeOptions, precision: str) -> Any:
+    """ONNX Runtime's SessionOptions; one for each session, as they hold its weights."""
+    settings = _onnxruntime().SessionOptions()
+    if options.threads is not None:
+        settings.intra_op_num_threads = options.threads
+    settings.enable_cpu_mem_arena = options.memory_arena
+    settings.enable_mem_pattern = options.memory_pattern
+    settings.log_severity_level = 4  # fatal: its errors come as exceptions too, and need not be said twice
+    if precision == "fp8":
+        # Its rewriting of QuantizeLinear and DequantizeLinear knows 8-bit integers, and fails on float8.
+        settings.add_session_config_entry("session.disable_quant_qdq", "1")
+    return settings
 
 
 def _onnxruntime() -> Any:
@@ -172,6 +253,20 @@ def _providers(ort: Any, device: str, options: OnnxRuntimeOptions) -> list[Any]:
             fix="Install the onnxruntime package that has it, or name another.",
         )
     return wanted
+
+
+def _name(provider: Any) -> str:
+    name: str = provider if isinstance(provider, str) else provider[0]
+    return name
+
+
+def _check_precision(path: Path, precision: str, provider: str) -> None:
+    if precision in MISSING_KERNELS.get(provider, ()):
+        raise BackendError(
+            f"{path.parent.name} is {precision}, on {provider}",
+            expected=f"fp32, fp16 or fp8: ONNX Runtime has no {precision} kernels there",
+            fix="Export the bundle at fp16 or fp32 (--precision, --component), or run this one on a GPU.",
+        )
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from telecine.cli.group import json_option, main, print_json
+from telecine.cli.precision import precision_options, precision_parameters
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -44,38 +45,35 @@ def _open(source: str, *, upscaler: str | None, **parts: Any) -> Any:
 @click.argument("source")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @source_options
-@click.option("--precision", default="fp32", show_default=True, help="Precision of every component (fp32 so far).")
+@precision_options
 @click.option("--opset", type=int, default=23, show_default=True, help="ONNX opset: 23, or 20 for older TensorRT.")
 @click.option("--fuse-qkv", "fuse", is_flag=True, help="One matrix product for an attention's projections.")
 @click.option("--overwrite", is_flag=True, help="Replace a bundle that exists, once the new one is whole.")
 @json_option
-def export(
-    source: str, bundle: Path, precision: str, opset: int, fuse: bool, overwrite: bool, as_json: bool, **parts: Any
-) -> None:  # fmt: skip
+def export(source: str, bundle: Path, opset: int, fuse: bool, overwrite: bool, as_json: bool, **options: Any) -> None:
     """Turn SOURCE (a diffusers folder, a hub id, or an original .safetensors file) into the folder BUNDLE."""
+    from telecine.inspection import quality_lines
     from telecine_export.export import ComponentReport, export_bundle
     from telecine_export.families import family_of
     from telecine_export.progress import progress_bars
 
-    opened = _open(source, **parts)
+    precision = precision_parameters(options)
+    opened = _open(source, **options)
     family = family_of(opened)
     found = [f"{family.name} {family.variant(opened)}, {opened.pipeline_class}", *opened.describe()]
     click.echo("\n".join(found), err=True)
     reports: list[ComponentReport] = []
     with progress_bars(reports.append) as progress:
-        export_bundle(
-            opened,
-            bundle,
-            precision=precision,
-            opset=opset,
-            fuse=fuse,
-            overwrite=overwrite,
-            progress=progress,
+        made = export_bundle(
+            opened, bundle, opset=opset, fuse=fuse, overwrite=overwrite, progress=progress, **precision
         )
     if as_json:
         components = [dataclasses.asdict(report) for report in reports]
-        print_json({"bundle": str(bundle), "source": found, "components": components})
+        quality = dataclasses.asdict(made.manifest.quality)
+        print_json({"bundle": str(bundle), "source": found, "components": components, "quality": quality})
     else:
+        for line in quality_lines(made.manifest):
+            click.echo(line, err=True)
         click.echo(bundle)
 
 

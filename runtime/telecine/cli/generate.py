@@ -19,6 +19,7 @@ from telecine.cli.outputs import (
     load,
     numbers,
     one_or_many,
+    output_options,
     read_arrays,
     report,
     runtime_options,
@@ -46,13 +47,6 @@ def _blocks(_: click.Context, __: click.Parameter, text: str | None) -> list[int
 
 @main.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    required=True,
-    help=".mp4, .webm, .gif, a PNG sequence as FOLDER/%05d.png; .safetensors for latents.",
-)
 @click.option("--prompt", multiple=True, help="Text; repeat for a batch.")
 @click.option("--negative-prompt", multiple=True, help="One for all prompts, or one each.")
 @click.option("--height", type=int, help="Pixels, on the model's grid; any in two stages.")
@@ -69,7 +63,6 @@ def _blocks(_: click.Context, __: click.Parameter, text: str | None) -> list[int
 @click.option("--stg-mode", help="attention_values (the default), attention_skip or transformer_block.")
 @click.option("--stg-blocks", callback=_blocks, help="Blocks to perturb: 19; a list a step: 11,25;28")
 @click.option("--num-videos-per-prompt", type=int)
-@click.option("--seed", type=int, multiple=True, help="One for all videos, or one a video. Default: random.")
 @click.option("--image", "images", multiple=True, help="FILE[@FRAME[:STRENGTH]]; FILE alone is the first frame.")
 @click.option("--video", "videos", multiple=True, help="FILE[@FRAME[:STRENGTH]]: a video from that frame on.")
 @click.option("--strength", type=float, help="Of CogVideoX: how much of --video is made anew, by the last steps.")
@@ -86,10 +79,7 @@ def _blocks(_: click.Context, __: click.Parameter, text: str | None) -> list[int
     type=click.Path(path_type=Path),
     help="Instead of text: prompt_embeds, prompt_attention_mask and negative_... in a safetensors.",
 )
-@click.option("--decode-timestep", callback=numbers, help="Of the decoder; one, or one a video: 0.05,0.03")
-@click.option("--decode-noise-scale", callback=numbers, help="Default: the decode timestep.")
 @click.option("--max-sequence-length", type=int, help="Text length in tokens.")
-@click.option("--output-type", type=click.Choice(["uint8", "latent"]), default="uint8", show_default=True)
 @click.option(
     "--second-stage",
     multiple=True,
@@ -97,18 +87,21 @@ def _blocks(_: click.Context, __: click.Parameter, text: str | None) -> list[int
     metavar="NAME=VALUE",
     help="Make the video in two stages (as a two-stage preset does), with denoise_strength=0.4, timesteps=909,725, ...",
 )
+@click.option("--lora", "loras", multiple=True, help="FILE or FILE=SCALE; repeat for several, which add up.")
 @click.option("--preset", help="A preset of the bundle, such as recommended.")
 @click.option("--pipeline", help="Host math of another diffusers pipeline class than the source's.")
 @click.option("--file-frame-rate", type=float, help="Of the file. Default: the request's frame rate.")
-@click.option("--quality", type=int, help="CRF of mp4 and webm: lower is better.")
+@output_options
 @tiling_options
 @runtime_options
 @json_option
 def generate(
     bundle: Path, output: Path, file_frame_rate: float | None, quality: int | None, as_json: bool,
-    images: Sequence[str], videos: Sequence[str], **parameters: Any,
+    images: Sequence[str], videos: Sequence[str], loras: Sequence[str], **parameters: Any,
 ) -> None:  # fmt: skip
     """Make a video with BUNDLE."""
+    from telecine.lora import split_scale
+
     runtime = {name: parameters.pop(name) for name in RUNTIME_PARAMETERS}
     latent = parameters["output_type"] == "latent"
     for name in ONE_OR_MANY:
@@ -122,6 +115,8 @@ def generate(
         frame_rate = parameters["frame_rate"] if file_frame_rate is None else file_frame_rate
         check_video_output(output, _videos(parameters), frame_rate, quality)
     with load(bundle, **runtime) as pipe, _progress() as callback:
+        if loras:
+            pipe.load_lora([split_scale(lora) for lora in loras])
         make = pipe.generate if latent else pipe.stream
         report(make(**parameters, callback=callback), output, file_frame_rate, quality, as_json)
 

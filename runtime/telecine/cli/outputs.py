@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-RUNTIME_PARAMETERS = ("backend", "device", "providers", "threads", "memory_arena", "memory_pattern")
+RUNTIME_PARAMETERS = ("backend", "device", "engines", "providers", "threads", "memory_arena", "memory_pattern")
 
 
 def runtime_options(command: F) -> F:
@@ -30,8 +30,33 @@ def runtime_options(command: F) -> F:
         click.option(
             "--provider", "providers", multiple=True, help="ONNX Runtime execution provider, in order of preference."
         ),
+        click.option(
+            "--engines",
+            type=click.Path(path_type=Path),
+            help="Folder of TensorRT engines. Default: the bundle's own, BUNDLE/engines.",
+        ),
         click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
-        click.option("--backend", default="auto", show_default=True, help="auto or onnxruntime."),
+        click.option("--backend", default="auto", show_default=True, help="auto, onnxruntime or tensorrt."),
+    ):
+        command = option(command)
+    return command
+
+
+def output_options(command: F) -> F:
+    """Add the options of decoding and of the file that `generate` and `upscale` share."""
+    for option in (
+        click.option("--quality", type=int, help="CRF of mp4 and webm: lower is better."),
+        click.option("--output-type", type=click.Choice(["uint8", "latent"]), default="uint8", show_default=True),
+        click.option("--seed", type=int, multiple=True, help="One for all videos, or one a video. Default: random."),
+        click.option("--decode-noise-scale", callback=numbers, help="Default: the decode timestep."),
+        click.option("--decode-timestep", callback=numbers, help="Of the decoder; one, or one a video: 0.05,0.03"),
+        click.option(
+            "-o",
+            "--output",
+            type=click.Path(path_type=Path),
+            required=True,
+            help=".mp4, .webm, .gif, a PNG sequence as FOLDER/%05d.png; .safetensors for latents.",
+        ),
     ):
         command = option(command)
     return command
@@ -54,15 +79,16 @@ def tiling_options(command: F) -> F:
 
 
 def load(
-    bundle: Path, *, backend: str, device: str, providers: Sequence[str], threads: int | None, memory_arena: bool,
-    memory_pattern: bool,
+    bundle: Path, *, backend: str, device: str, engines: Path | None, providers: Sequence[str], threads: int | None,
+    memory_arena: bool, memory_pattern: bool,
 ) -> Pipeline:  # fmt: skip
     import telecine
 
     options = telecine.OnnxRuntimeOptions(
         providers=tuple(providers) or None, threads=threads, memory_arena=memory_arena, memory_pattern=memory_pattern
     )
-    return telecine.load(bundle, backend=backend, device=device, options=options)
+    given = None if options == telecine.OnnxRuntimeOptions() else options
+    return telecine.load(bundle, backend=backend, device=device, engines=engines, options=given)
 
 
 def numbers(_: click.Context, __: click.Parameter, text: str | None) -> list[float] | None:

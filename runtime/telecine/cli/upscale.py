@@ -13,8 +13,8 @@ from telecine.cli.outputs import (
     check_latents_output,
     check_video_output,
     load,
-    numbers,
     one_or_many,
+    output_options,
     read_arrays,
     report,
     runtime_options,
@@ -25,23 +25,12 @@ from telecine.cli.outputs import (
 @main.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("input", type=click.Path(path_type=Path))
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    required=True,
-    help=".mp4, .webm, .gif, a PNG sequence as FOLDER/%05d.png; .safetensors for latents.",
-)
 @click.option("--height", type=int, help="Resize INPUT to this first, on the grid of 32. Default: its own.")
 @click.option("--width", type=int, help="Resize INPUT to this first, on the grid of 32. Default: its own.")
 @click.option("--frame-rate", type=float, help="Of the result. Default: what keeps the duration of INPUT.")
 @click.option("--adain-factor", type=float, help="Match the statistics of the small latents: 0 to 1, at most 10.")
 @click.option("--tone-map-compression-ratio", type=float, help="Compress extreme latents: 0 to 1.")
-@click.option("--decode-timestep", callback=numbers, help="Of the decoder; one, or one a video: 0.05,0.03")
-@click.option("--decode-noise-scale", callback=numbers, help="Default: the decode timestep.")
-@click.option("--seed", type=int, multiple=True, help="One for all videos, or one a video. Default: random.")
-@click.option("--output-type", type=click.Choice(["uint8", "latent"]), default="uint8", show_default=True)
-@click.option("--quality", type=int, help="CRF of mp4 and webm: lower is better.")
+@output_options
 @tiling_options
 @runtime_options
 @json_option

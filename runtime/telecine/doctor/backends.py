@@ -96,15 +96,18 @@ def check_video(machine: Machine) -> list[Check]:
 
 
 def check_tensorrt(machine: Machine) -> list[Check]:
-    """Versions and a bare import: `tensorrt_lean.Runtime()` without a device would kill the process."""
+    """Each package: a bare import where there is no GPU, for `tensorrt_lean.Runtime()` would kill the process there."""
     found = []
     for dist in TENSORRTS:
-        version = next(filter(None, (packages.installed(dist + suffix) for suffix in ("", "-cu13", "-cu12"))), None)
+        version = _tensorrt_version(dist)
         if version is None:
             continue
-        probe = probes.run_probe("imports", dist.replace("-", "_"))
+        module = dist.replace("-", "_")
+        gpus = machine.gpu.answer.get("gpus")
+        probe = probes.run_probe("tensorrt", module) if gpus else probes.run_probe("imports", module)
         if probe.problem is None:
-            found.append(Check(name=dist, status="info", found=f"{version}, loads"))
+            runs = "makes a runtime on the GPU" if gpus else "loads; it runs engines where there is an NVIDIA GPU"
+            found.append(Check(name=dist, status="ok" if gpus else "info", found=f"{version}, {runs}"))
         else:
             found.append(
                 Check(
@@ -118,13 +121,42 @@ def check_tensorrt(machine: Machine) -> list[Check]:
     return found or [Check(name="TensorRT", status="info", found=none)]
 
 
+def check_cuda(machine: Machine) -> list[Check]:
+    """What TensorRT sessions call CUDA through, asked as they ask it; nothing where no TensorRT is installed."""
+    if not any(map(_tensorrt_version, TENSORRTS)):
+        return []
+    package = packages.check_package(
+        "cuda-bindings", "tensorrt", machine.minimums.get("tensorrt", {}).get("cuda-bindings", ""), "warn"
+    )
+    if package.status != "ok":
+        return [package]
+    probe = probes.run_probe("cuda")
+    if probe.problem:
+        fix = "Run `pip install --force-reinstall cuda-bindings`."
+        return [package, Check(name="CUDA", status="warn", found=f"does not load: {probe.problem}", fix=fix)]
+    if probe.answer["refused"]:
+        fix = probe.answer["fix"]
+        return [package, Check(name="CUDA", status="warn", found=f"{probe.answer['refused']}: no engine runs", fix=fix)]
+    capability = probe.answer["compute_capability"]
+    found = f"cuda:0 has compute capability {capability}: its engines are of target trt-sm{capability.replace('.', '')}"
+    return [package, Check(name="CUDA", status="ok", found=f"{found} or rtx-sm{capability.replace('.', '')}")]
+
+
 def check_engines(machine: Machine) -> Check:
+    builders = [dist for dist in TENSORRTS if dist != "tensorrt-lean" and _tensorrt_version(dist)]
+    if builders:
+        return Check(name="Engines", status="ok", found=f"telecine build uses {', '.join(builders)}")
     return Check(
         name="Engines",
-        status="info",
-        found="this version of telecine cannot build TensorRT engines; its bundles run on ONNX Runtime",
-        fix="Use `telecine generate BUNDLE`; `telecine doctor --for runtime` checks what it needs.",
+        status="warn",
+        found="no TensorRT that builds is installed; bundles run on ONNX Runtime",
+        fix=f"Run `{packages.pip_install('tensorrt')}` (to build on this machine's GPU) or "
+        f"`{packages.pip_install('tensorrt-rtx')}` (for RTX GPUs, with or without one here).",
     )
+
+
+def _tensorrt_version(dist: str) -> str | None:
+    return next(filter(None, (packages.installed(dist + suffix) for suffix in ("", "-cu13", "-cu12"))), None)
 
 
 def _wanted_extra(machine: Machine) -> str:

@@ -22,6 +22,7 @@ PACKAGES = {
         "gguf",
         "huggingface-hub",
         "onnx",
+        "ml-dtypes",
         "onnx-ir",
         "onnxruntime",
         "onnxscript",

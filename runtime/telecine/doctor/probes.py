@@ -187,6 +187,26 @@ def _gpu(cuda: ctypes.CDLL, index: int) -> dict[str, object]:
     }
 
 
+def probe_tensorrt(package: str) -> None:
+    """The version of a TensorRT package that makes a runtime, which needs a GPU."""
+    library = importlib.import_module(package)
+    library.Runtime(library.Logger(library.Logger.ERROR))
+    _emit(version=library.__version__, done=True)
+
+
+def probe_cuda() -> None:
+    """`compute_capability` of the first GPU as TensorRT sessions find it, or why they `refused` it and the `fix`."""
+    from telecine.backends.cuda.device import Device
+    from telecine.errors import BackendError
+
+    try:
+        capability = Device.open("auto").compute_capability
+    except BackendError as error:
+        _emit(refused=error.got, fix=error.fix, done=True)
+    else:
+        _emit(refused=None, compute_capability=capability, done=True)
+
+
 def probe_video(*encoders: str) -> None:
     """PyAV's version and those of `encoders` that its FFmpeg lacks."""
     av = importlib.import_module("av")
@@ -205,6 +225,8 @@ PROBES: dict[str, Callable[..., None]] = {
     "onnxruntime": probe_onnxruntime,
     "onnxruntime_cuda": probe_onnxruntime_cuda,
     "gpu": probe_gpu,
+    "tensorrt": probe_tensorrt,
+    "cuda": probe_cuda,
     "video": probe_video,
 }
 

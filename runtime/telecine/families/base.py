@@ -17,6 +17,7 @@ from telecine.request import Request
 from telecine.second_stage import SecondStage
 from telecine.tokenizer import Tokenizer
 from telecine.upscale_request import UpscaleRequest
+from telecine.workload import AxisRanges, Workload
 
 # Times a named stage of a run: `with stage("text"): ...`.
 Stage = Callable[[str], AbstractContextManager[None]]
@@ -37,6 +38,13 @@ class Models(Protocol):
         """
         Raises:
             BundleError: the bundle lacks the component.
+        """
+
+    def limits(self, component: str) -> Mapping[str, int] | None:
+        """The largest size of each axis of a component's `main` graph, by symbol; None where there are no limits.
+
+        Raises:
+            EngineError: there is no engine that fits, and nothing else may run the component.
         """
 
 
@@ -83,8 +91,8 @@ class Run(Protocol):
 class PipelineSpec:
     """One diffusers pipeline class: its host math, the defaults of its `__call__`, and what it alone takes.
 
-    `takes`: parameters that not every pipeline of the family has. `chosen_by`: those of them that choose this pipeline
-    in a bundle of another class. `model_defaults`: defaults that the model tells, from the manifest's host
+    `takes`: parameters that not every pipeline of the family has. `chosen_by`: those of them that choose this
+    pipeline in a bundle of another class. `model_defaults`: defaults that the model tells, from the manifest's host
     configuration.
     """
 
@@ -124,6 +132,28 @@ class TwoStage(Protocol):
     ) -> Output: ...
 
 
+class AxisRangesOf(Protocol):
+    """Ranges of a component's axes by symbol for a workload, once for each size at which a run uses it."""
+
+    def __call__(self, component: str, workload: Workload, host: Mapping[str, Any]) -> list[AxisRanges]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Naming:
+    """How checkpoints of a family name their weights; a bundle has diffusers' names.
+
+    `lora`: the component that LoRA files act on; `rename`: diffusers' name of one of its layers, whatever the layout.
+    `tensors`: for each component, {diffusers' name: the file's} of a file's names, or nothing where the file does not
+    hold it. `tied`: another name of the same tensor. `recorded`: tensors that the manifest has instead of a graph.
+    """
+
+    lora: str
+    rename: Callable[[str], str]
+    tensors: Mapping[str, Callable[[Collection[str]], dict[str, str]]]
+    tied: Mapping[str, str]
+    recorded: Mapping[str, tuple[str, ...]]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
     """Models that share graphs and host math.
@@ -132,7 +162,9 @@ class Family:
     """
 
     name: str
+    naming: Naming
     pipelines: Mapping[str, PipelineSpec]
+    axis_ranges: AxisRangesOf
     upscaler: UpscalerSpec | None = None
     two_stage: TwoStage | None = None
     refuses: Mapping[str, str] = field(default_factory=dict)
@@ -140,7 +172,8 @@ class Family:
     def choose(self, recorded: str, given: Collection[str], *, asked: str | None = None) -> str:
         """The pipeline for a request that gives these parameters: the one asked for by name, else the bundle's own.
 
-        Where the bundle's own does not take an input that chooses a pipeline (an image, conditions), that one runs.
+        Where the bundle's own does not take what chooses a pipeline (an image, conditions, a second stage), the first
+        that takes all of it runs.
 
         Raises:
             RequestError: an unknown pipeline, or a parameter that it does not take.
@@ -157,7 +190,7 @@ class Family:
             raise RequestError(
                 f"{parameter} for a {self.name} model", expected="no such parameter", fix=self.refuses[parameter]
             )
-        inputs = {parameter for spec in self.pipelines.values() for parameter in spec.chosen_by} & set(given)
+        inputs = {each for spec in self.pipelines.values() for each in spec.chosen_by} & set(given)
         if not asked and not inputs <= self.pipelines[name].takes:
             # Where none takes all of them, the first that takes one says which it does not.
             suited = [other for other, spec in self.pipelines.items() if inputs <= spec.takes]

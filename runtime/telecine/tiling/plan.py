@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import NamedTuple
 
-from telecine.errors import RequestError
+from telecine.errors import EngineError, RequestError
 from telecine.shapes import Grid, LatentShape
 from telecine.tiling.axis import Axis, Unit, count, frames, latents, pixels
 from telecine.tiling.blended import Blended
@@ -34,6 +34,13 @@ class Cut(NamedTuple):
     stride: int
 
 
+class Largest(NamedTuple):
+    """The most that a network takes in one call: (frames, height, width) in latents, and videos."""
+
+    sides: Sides
+    videos: int
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """Tiles, the videos that go through the network at a time, and the bytes that this is predicted to take."""
@@ -52,22 +59,41 @@ class Plan:
         return self.tiles.run(network, source)
 
 
-def plan_decoder(options: TilingOptions, shape: LatentShape, grid: Grid, footprint: Footprint, *, videos: int) -> Plan:
-    """Tiles for decoding (videos, C, F, H, W) latents.
+def plan_decoder(
+    options: TilingOptions,
+    shape: LatentShape,
+    grid: Grid,
+    footprint: Footprint,
+    *,
+    videos: int,
+    largest: Largest | None = None,
+) -> Plan:
+    """Tiles for decoding (videos, C, F, H, W) latents; `largest` is what the network takes, None where it takes all.
 
     Raises:
         RequestError: sizes off the grid or too small, or a memory limit that cannot be met.
+        EngineError: the network takes no tiles as asked for.
     """
-    return _Planner(options, (shape.frames, shape.height, shape.width), grid, footprint, videos, decoding=True).plan()
+    sides = (shape.frames, shape.height, shape.width)
+    return _Planner(options, sides, grid, footprint, videos, largest, decoding=True).plan()
 
 
-def plan_encoder(options: TilingOptions, shape: LatentShape, grid: Grid, footprint: Footprint, *, videos: int) -> Plan:
+def plan_encoder(
+    options: TilingOptions,
+    shape: LatentShape,
+    grid: Grid,
+    footprint: Footprint,
+    *,
+    videos: int,
+    largest: Largest | None = None,
+) -> Plan:
     """Tiles for encoding videos into (videos, C, F, H, W) latents; `shape` is of the latents.
 
     Raises:
-        RequestError: as `plan_decoder`.
+        RequestError, EngineError: as `plan_decoder`.
     """
-    return _Planner(options, (shape.frames, shape.height, shape.width), grid, footprint, videos, decoding=False).plan()
+    sides = (shape.frames, shape.height, shape.width)
+    return _Planner(options, sides, grid, footprint, videos, largest, decoding=False).plan()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,23 +105,34 @@ class _Planner:
     grid: Grid
     footprint: Footprint
     videos: int
+    largest: Largest | None
     decoding: bool
+
+    @property
+    def _at_once(self) -> int:
+        return min(self.videos, self.largest.videos) if self.largest else self.videos
 
     def plan(self) -> Plan:
         mode, limit = self.options.mode, self.options.memory_limit
         if mode == "diffusers":
             return self._within_limit(self._as_diffusers(), "Use tiling='auto', which chooses tiles that fit.")
         frames, height, width = self.sides
-        untiled = self._seamless((Cut(frames, 1), Cut(height, 1), Cut(width, 1)), self.videos)
+        untiled = self._seamless((Cut(frames, 1), Cut(height, 1), Cut(width, 1)), self._at_once)
         if mode == "off":
+            self._check_fits(self.sides)
             return self._within_limit(untiled, "Leave tiling out: tiles are then chosen that fit.")
         time = self._asked("tile_frames", self.options.frames, self.options.frame_stride, self.grid.temporal)
         space = self._asked("tile_size", self.options.size, self.options.stride, self.grid.spatial)
-        if mode == "auto" and time is None and space is None and (limit is None or untiled.peak <= limit):
+        within = limit is None or untiled.peak <= limit
+        if mode == "auto" and time is None and space is None and within and self._fits(self.sides):
             return untiled
+        most = self.largest.sides if self.largest else self.sides
+        asked: list[Cut | None] = [time, space, space]
         if limit is None:
-            time, space = time or _with_context(SIZE), space or _with_context(SIZE)
-        candidates = [_candidates(side, cut) for side, cut in zip(self.sides, (time, space, space), strict=True)]
+            asked = [cut or _with_context(min(SIZE, side)) for cut, side in zip(asked, most, strict=True)]
+        candidates = [_candidates(*each) for each in zip(self.sides, asked, most, strict=True)]
+        if not all(candidates):
+            raise self._too_large()
         return self._seamless(self._cheapest(candidates), at_once=1)
 
     def _asked(self, name: str, size: int | None, stride: int | None, ratio: int) -> Cut | None:
@@ -166,10 +203,29 @@ class _Planner:
         tiles = make(self.sides, self.grid, size=size, stride=stride, frames=length, hop=hop)
         largest = (length // temporal + 1, size // spatial, size // spatial)
         frames, height, width = (min(pair) for pair in zip(largest, self.sides, strict=True))
-        return Plan(tiles, self.videos, self._peak((frames, height, width), self.videos))
+        self._check_fits((frames, height, width))
+        return Plan(tiles, self._at_once, self._peak((frames, height, width), self._at_once))
 
     def _peak(self, tile: Sides, at_once: int) -> int:
         return self.footprint.peak(tile, self.sides, self.grid, videos=self.videos, at_once=at_once)
+
+    def _fits(self, tile: Sides) -> bool:
+        return self.largest is None or all(side <= most for side, most in zip(tile, self.largest.sides, strict=True))
+
+    def _check_fits(self, tile: Sides) -> None:
+        if not self._fits(tile):
+            raise self._too_large()
+
+    def _too_large(self) -> EngineError:
+        assert self.largest is not None
+        whole, most = (_shown(sides, self.grid) for sides in (self.sides, self.largest.sides))
+        least = (2 * CONTEXT + 1) * self.grid.spatial
+        return EngineError(
+            f"the VAE's engine takes {most} at once, and the video is {whole}",
+            expected=f"an engine for tiles of it: seamless ones have at least {least} pixels a side",
+            fix=f"Leave the options of tiling out, or run: telecine build BUNDLE --workload {whole} "
+            "(and --vae-tile where it was given).",
+        )
 
     def _within_limit(self, plan: Plan, fix: str) -> Plan:
         limit = self.options.memory_limit
@@ -178,18 +234,29 @@ class _Planner:
         return plan
 
 
+def _shown(sides: Sides, grid: Grid) -> str:
+    """WIDTHxHEIGHTxFRAMES of latents."""
+    frames, height, width = sides
+    video = LatentShape(frames=frames, height=height, width=width).video(grid)
+    return f"{video.width}x{video.height}x{video.num_frames}"
+
+
 def _with_context(size: int) -> Cut:
     return Cut(size, size - 2 * CONTEXT)
 
 
-def _candidates(side: int, cut: Cut | None) -> list[Cut]:
-    """The cut that was asked for, or for every number of tiles the smallest that have their context."""
+def _candidates(side: int, cut: Cut | None, most: int) -> list[Cut]:
+    """The cut that was asked for, or for every number of tiles the smallest that have their context: none above `most`.
+
+    What needs no cut needs no context.
+    """
     if cut is not None:
-        return [Cut(min(cut.size, side), cut.stride)]
+        whole = side <= cut.size
+        return [Cut(side, 1) if whole else cut] if whole or (cut.size <= most and cut.stride > 0) else []
     smallest: dict[int, Cut] = {}
     for size in range(2 * CONTEXT + 1, side):
         smallest.setdefault(count(side, *_with_context(size)), _with_context(size))
-    return [*smallest.values(), Cut(side, 1)]
+    return [each for each in (*smallest.values(), Cut(side, 1)) if each.size <= most]
 
 
 def _check_grid(name: str, value: int, ratio: int) -> None:

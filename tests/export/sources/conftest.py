@@ -15,9 +15,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from telecine.manifest import Manifest
-from telecine_export import export, ltx_video_releases
+from telecine_export import ltx_video_releases
 from telecine_export.graphs import GraphSpec
 from telecine_export.ltx_video_releases import STATIC, Release
+from telecine_export.precision import typed
 
 Tensors = dict[str, torch.Tensor]
 
@@ -141,4 +142,4 @@ def traced_before(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
                 value.const_value = None
         return model
 
-    monkeypatch.setattr(export, "trace", traced)
+    monkeypatch.setattr(typed, "trace", traced)

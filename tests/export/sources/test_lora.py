@@ -13,9 +13,12 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import save_file
 
+from telecine.bundle import Bundle
 from telecine.cli import main
 from telecine.errors import SourceError
-from telecine_export.checkpoints.lora import Lora
+from telecine.lora import Lora
+from telecine.refit import refitted_bundle
+from telecine_export.export import export_bundle
 from telecine_export.source import Source, open_source, parse_lora
 
 Tensors = dict[str, torch.Tensor]
@@ -146,6 +149,24 @@ def test_half_precision_is_fused_in_float32(layouts: Any, written: Write, tiny_s
     down, up = pairs["proj_in"]
     torch.testing.assert_close(got, halves["proj_in.weight"].float() + up @ down, rtol=1e-6, atol=1e-7)
     assert not torch.equal(got, got.bfloat16().float())
+
+
+def test_an_export_has_the_bytes_of_a_refitted_bundle(
+    weights: Tensors, layouts: Any, written: Write, tiny_source: Path, tiny_bundle: Path, tmp_path: Path,
+    traced_before: None,
+) -> None:  # fmt: skip
+    """At fp32: one formula, in one order, whenever the files are fused."""
+    files = [
+        written(spelled(factors(weights, seed=seed, rank=seed + 3), "diffusers", layouts), f"{seed}.safetensors")
+        for seed in range(2)
+    ]
+    loras = [Lora(file=files[0], scale=0.7), Lora(file=files[1], scale=-0.3)]
+    source = open_source(str(tiny_source), loras=[f"{lora.file}={lora.scale}" for lora in loras])
+    exported = export_bundle(source, tmp_path / "exported")
+    with refitted_bundle(Bundle.open(tiny_bundle), tmp_path / "refitted", loras=loras, weights={}) as refitted:
+        for name, component in exported.manifest.components.items():
+            assert component.weights == refitted.component(name).weights
+    assert exported.component("transformer").weights != Bundle.open(tiny_bundle).component("transformer").weights
 
 
 class TestRefused:

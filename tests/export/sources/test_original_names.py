@@ -16,8 +16,8 @@ from diffusers.loaders.single_file_utils import (
 )
 
 from telecine.errors import SourceError
+from telecine.families.ltx_video.names import transformer_name, transformer_names, vae_names
 from telecine_export.checkpoints.checkpoint import Checkpoint
-from telecine_export.ltx_video_names import transformer_name, transformer_names, vae_names
 from telecine_export.ltx_video_releases import KINDS, RELEASES, T5_XXL, VAE_090, Release, recognise, release_of
 
 DIFFUSERS_TYPES = {

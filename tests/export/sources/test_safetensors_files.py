@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 from telecine.errors import SourceError
-from telecine_export.checkpoints.safetensors_files import SafetensorsCheckpoint, weight_files
+from telecine.safetensors_files import weight_files
+from telecine_export.checkpoints.safetensors_files import SafetensorsCheckpoint
 
 WEIGHTS = "diffusion_pytorch_model"
 

@@ -21,7 +21,10 @@ import pytest
 from telecine.backends import onnxruntime as module
 from telecine.backends.onnxruntime import OnnxRuntimeOptions, OnnxRuntimeSession
 from telecine.bundle import Bundle
+from telecine.dtypes import to_float32
 from telecine.errors import BackendError
+from telecine.initializers import read_initializers
+from telecine.manifest import FileEntry, Graph, TensorSpec
 
 pytest.importorskip("onnxruntime")
 
@@ -62,7 +65,7 @@ def transformer_feeds(tokens: int = 6, batch: int = 1, length: int = 4) -> dict[
 @pytest.mark.parametrize("component", ["text_encoder", "transformer", "vae_encoder", "vae_decoder"])
 def test_every_graph_has_the_manifests_inputs_and_outputs(load: Load, component: str) -> None:
     with load(component) as session:
-        real = session._session
+        real = session._network.loaded.session
         for specs, nodes in ((session.inputs, real.get_inputs()), (session.outputs, real.get_outputs())):
             assert list(specs) == [node.name for node in nodes]
             for node in nodes:
@@ -252,7 +255,7 @@ def test_run_keeps_nothing(load: Load) -> None:
 def test_clones_have_bindings_of_their_own(load: Load) -> None:
     first = load()
     second = first.clone()
-    assert second._session is first._session  # the weights
+    assert second._network is first._network  # the weights
     outs = [np.empty((1, 8, 32), np.float32) for _ in range(2)]
     for session, out, seed in zip((first, second), outs, (0, 1), strict=True):
         session.bind("input_ids", ids(seed=seed))
@@ -322,12 +325,12 @@ def test_options_do_not_change_the_result(load: Load, options: dict[str, Any]) -
 
 def test_options_reach_onnxruntime(load: Load) -> None:
     with load(threads=1, memory_arena=False, memory_pattern=False) as session:
-        settings = session._session.get_session_options()
+        settings = session._network.loaded.session.get_session_options()
         assert settings.intra_op_num_threads == 1
         assert not settings.enable_cpu_mem_arena
         assert not settings.enable_mem_pattern
     with load() as session:
-        settings = session._session.get_session_options()
+        settings = session._network.loaded.session.get_session_options()
         assert settings.enable_cpu_mem_arena
         assert settings.enable_mem_pattern
 
@@ -512,3 +515,149 @@ def test_running_out_of_memory_is_an_error_that_leaves_nothing(tiny_bundle: Path
         "and again",
     ], done.stderr
     assert done.stderr == ""
+
+
+class TestReplace:
+    """Other weights for a session, and for its clones."""
+
+    @pytest.fixture
+    def weights(self, tiny_bundle: Path) -> dict[str, np.ndarray]:
+        """Every weight of the transformer, but for noise what it is."""
+        rng = np.random.default_rng(3)
+        found = read_initializers(tiny_bundle / "transformer" / "main.onnx")
+        return {
+            name: (each.read() + 0.1 * rng.standard_normal(each.shape)).astype(np.float32)
+            for name, each in found.items()
+            if each.inline is None
+        }
+
+    @staticmethod
+    def velocity(session: OnnxRuntimeSession) -> np.ndarray:
+        return session.run(transformer_feeds())["velocity"]
+
+    def test_all_weights_are_those_of_a_file_with_them(
+        self, load: Load, weights: dict[str, np.ndarray], tiny_bundle: Path, tmp_path: Path
+    ) -> None:
+        """What ONNX Runtime folds at load is folded from the new values too."""
+        bundle = Bundle.open(tiny_bundle)
+        folder = Path(shutil.copytree(tiny_bundle / "transformer", tmp_path / "transformer"))
+        with (folder / "weights.bin").open("r+b") as file:
+            for name, each in read_initializers(folder / "main.onnx").items():
+                if each.inline is None:
+                    file.seek(each.offset)
+                    file.write(weights[name].tobytes())
+        graph, options = bundle.graph("transformer"), OnnxRuntimeOptions()
+        with (
+            OnnxRuntimeSession.load(graph, folder / "main.onnx", device="cpu", options=options) as written,
+            load("transformer") as session,
+        ):
+            base = self.velocity(session)
+            session.replace(weights)
+            np.testing.assert_array_equal(self.velocity(session), self.velocity(written))
+            assert np.abs(self.velocity(session) - base).max() > 0.1
+            session.replace({})
+            np.testing.assert_array_equal(self.velocity(session), base)
+
+    def test_the_others_are_the_bundle_s_again(self, load: Load, weights: dict[str, np.ndarray]) -> None:
+        one, other = ({name: weights[name]} for name in ("proj_in.weight", "proj_out.weight"))
+        with load("transformer") as session, load("transformer") as fresh:
+            session.replace(one)
+            session.replace(other)
+            fresh.replace(other)
+            np.testing.assert_array_equal(self.velocity(session), self.velocity(fresh))
+
+    def test_arrays_live_as_long_as_the_session(self, load: Load, weights: dict[str, np.ndarray]) -> None:
+        with load("transformer") as session:
+            session.replace(weights)
+            expected = self.velocity(session)
+            watched = [weakref.ref(array) for array in weights.values()]
+            weights.clear()
+            gc.collect()
+            assert all(ref() is not None for ref in watched)
+            np.testing.assert_array_equal(self.velocity(session), expected)
+            session.replace({})
+            gc.collect()
+            assert not any(ref() is not None for ref in watched)
+
+    def test_clones_have_them_from_their_next_call(self, load: Load, weights: dict[str, np.ndarray]) -> None:
+        feeds = transformer_feeds()
+        out = np.empty(feeds["hidden_states"].shape, np.float32)
+        with load("transformer") as first, first.clone() as second:
+            for name, array in (feeds | {"velocity": out}).items():
+                second.bind(name, array)
+            second.enqueue()
+            base = out.copy()
+            first.replace(weights)
+            np.testing.assert_array_equal(out, base)
+            second.enqueue()  # on the buffers that were bound before
+            np.testing.assert_array_equal(out, self.velocity(first))
+            assert np.abs(out - base).max() > 0.1
+            with second.clone() as third:
+                np.testing.assert_array_equal(self.velocity(third), out)
+            first.close()
+            second.enqueue()
+
+    @pytest.mark.parametrize(
+        ("name", "change", "problem"),
+        [
+            ("nope", lambda array: array, "nope: no weight of the graph is called so"),
+            ("proj_in.weight", lambda array: array.T, r"proj_in.weight: float32 of shape \(64, 16\); expected float32"),
+            ("proj_in.weight", lambda array: array.astype(np.float16), "proj_in.weight: float16 of shape"),
+            ("proj_in.weight", lambda array: array.view(np.uint32), "proj_in.weight: uint32 of shape"),
+        ],
+    )
+    def test_what_does_not_fit_changes_nothing(
+        self, name: str, change: Callable[[np.ndarray], np.ndarray], problem: str, load: Load,
+        weights: dict[str, np.ndarray],
+    ) -> None:  # fmt: skip
+        with load("transformer") as session:
+            session.replace({"proj_out.weight": weights["proj_out.weight"]})
+            before = self.velocity(session)
+            with pytest.raises(BackendError, match=problem):
+                session.replace({"proj_out.bias": weights["proj_out.bias"], name: change(weights["proj_in.weight"])})
+            np.testing.assert_array_equal(self.velocity(session), before)
+
+    def test_a_failing_load_changes_nothing(
+        self, load: Load, weights: dict[str, np.ndarray], tiny_bundle: Path
+    ) -> None:
+        with load("transformer") as session:
+            before = self.velocity(session)
+            loaded = session._network
+            loaded.path = tiny_bundle / "transformer" / "weights.bin"
+            with pytest.raises(BackendError, match="ONNX Runtime failed loading"):
+                loaded.replace(weights)
+            np.testing.assert_array_equal(self.velocity(session), before)
+
+    def test_a_closed_session(self, load: Load) -> None:
+        session = load("transformer")
+        session.close()
+        with pytest.raises(BackendError, match="this session is closed"):
+            session.replace({})
+
+
+@pytest.mark.parametrize(("dtype", "held"), [("bfloat16", np.uint16), ("float8e4m3fn", np.uint8), ("float16", None)])
+def test_types_that_numpy_lacks_are_replaced_by_their_bits(dtype: str, held: Any, tmp_path: Path) -> None:
+    """A graph that casts its one weight to float32: what ONNX Runtime reads from the bits."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    kind = getattr(TensorProto, dtype.upper())
+    codes = np.arange(64, 100, dtype=held or np.float16).reshape(4, 9)
+    weight = TensorProto(name="w", dims=codes.shape, data_type=kind, data_location=TensorProto.EXTERNAL)
+    for key, value in (("location", "weights.bin"), ("offset", 0), ("length", codes.nbytes)):
+        weight.external_data.add(key=key, value=str(value))
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", 9]) for name in ("x", "y"))
+    nodes = [helper.make_node("Cast", ["w"], ["c"], to=TensorProto.FLOAT), helper.make_node("Add", ["x", "c"], ["y"])]
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", [x], [y], [weight]), opset_imports=[helper.make_opsetid("", 20)], ir_version=10
+    )
+    onnx.save(model, tmp_path / "main.onnx")
+    (tmp_path / "weights.bin").write_bytes(codes.tobytes())
+    specs = [TensorSpec(name=name, dtype="float32", shape=("rows", 9)) for name in ("x", "y")]
+    entry = FileEntry(path="main.onnx", size=0, sha256="")
+    graph = Graph(file=entry, inputs=(specs[0],), outputs=(specs[1],))
+    options, zeros = OnnxRuntimeOptions(), {"x": np.zeros((4, 9), np.float32)}
+    with OnnxRuntimeSession.load(graph, tmp_path / "main.onnx", device="cpu", options=options) as session:
+        for values in (codes, codes[::-1] + codes.dtype.type(1)):
+            session.replace({"w": values})
+            np.testing.assert_array_equal(session.run(zeros)["y"], to_float32(values, dtype))

@@ -250,7 +250,7 @@ def test_a_full_disk_leaves_no_latents(run: Run, tmp_path: Path, monkeypatch: py
         (["--prompt-embeds", "EMBEDS"], "prompt and prompt_embeds given"),
         (["--preset", "best"], "preset 'best'; expected one of recommended"),
         (["--pipeline", "LTXLongPipeline"], "pipeline LTXLongPipeline"),
-        (["--backend", "tensorrt"], "backend 'tensorrt'"),
+        (["--backend", "tensorrt"], "expected engines that telecine build wrote. Run: telecine build BUNDLE"),
         (["--device", "tpu"], "device 'tpu'"),
         (["--provider", "NoSuchProvider"], "NoSuchProvider"),
         (["--timesteps", "500,900"], "strictly descending"),

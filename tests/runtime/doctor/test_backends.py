@@ -136,12 +136,88 @@ def test_tensorrt(site, installed, make_machine, assert_actionable):
     checks = backends.check_tensorrt(make_machine("build"))
     assert_actionable(checks)
     assert [(check.name, check.status, check.found) for check in checks] == [
-        ("tensorrt-rtx", "info", "1.7.1.116, loads"),
+        ("tensorrt-rtx", "info", "1.7.1.116, loads; it runs engines where there is an NVIDIA GPU"),
         ("tensorrt-lean", "warn", "11.4.0 does not load: killed by SIGSEGV"),
     ]
 
 
-def test_build_says_that_it_cannot_build(make_machine):
+RUNTIME = """
+__version__ = "11.4.0"
+class Logger:
+    ERROR = 1
+    def __init__(self, severity): pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "says"),
+    [
+        ("class Runtime:\n    def __init__(self, logger): pass", "ok", "11.4.0, makes a runtime on the GPU"),
+        (f"def Runtime(logger):\n    {CRASH}", "warn", "11.4.0 does not load: killed by SIGSEGV"),
+    ],
+)
+def test_tensorrt_on_a_gpu(site, installed, make_machine, assert_actionable, body, status, says):
+    site("tensorrt", RUNTIME + body)
+    installed(tensorrt="11.4.0")
+    checks = backends.check_tensorrt(make_machine(gpu=ONE_GPU))
+    assert_actionable(checks)
+    assert [(check.status, check.found) for check in checks] == [(status, says)]
+
+
+FOUND = {"refused": None, "compute_capability": "8.9", "done": True}
+REFUSED = {"refused": "there is no NVIDIA driver", "fix": "Install the NVIDIA driver.", "done": True}
+
+
+@pytest.mark.parametrize(
+    ("versions", "probe", "expected"),
+    [
+        ({}, None, []),
+        ({"tensorrt": "11.4.0"}, None, [("cuda-bindings", "warn", "not installed")]),
+        (
+            {"tensorrt_rtx": "1.7.1", "cuda_bindings": "13.0"},
+            Probe(FOUND),
+            [("cuda-bindings", "ok", "13.0"), ("CUDA", "ok", "trt-sm89 or rtx-sm89")],
+        ),
+        (
+            {"tensorrt_lean_cu13": "11.4.0", "cuda_bindings": "13.0"},
+            Probe(REFUSED),
+            [("cuda-bindings", "ok", "13.0"), ("CUDA", "warn", "there is no NVIDIA driver: no engine runs")],
+        ),
+        (
+            {"tensorrt": "11.4.0", "cuda_bindings": "13.0"},
+            Probe({}, "killed by SIGSEGV"),
+            [("cuda-bindings", "ok", "13.0"), ("CUDA", "warn", "does not load: killed by SIGSEGV")],
+        ),
+    ],
+)
+def test_cuda(installed, answers, make_machine, assert_actionable, versions, probe, expected):
+    installed(**versions)
+    answers(cuda=probe)
+    checks = backends.check_cuda(make_machine(minimums={}))
+    assert_actionable(checks)
+    assert [(check.name, check.status) for check in checks] == [(name, status) for name, status, _ in expected]
+    for check, (_, _, says) in zip(checks, expected, strict=True):
+        assert says in check.found
+
+
+def test_cuda_is_asked_as_sessions_ask_it():
+    """The real probe, wherever this runs: an answer in either case, and no crash."""
+    probe = probes.run_probe("cuda")
+    assert probe.problem is None
+    assert probe.answer["refused"] is None or probe.answer["fix"]
+
+
+@pytest.mark.parametrize(
+    ("versions", "status", "says"),
+    [
+        ({}, "warn", "no TensorRT that builds"),
+        ({"tensorrt_lean": "11.4.0"}, "warn", "no TensorRT that builds"),
+        ({"tensorrt_cu13": "11.4.0", "tensorrt_rtx": "1.7.1"}, "ok", "telecine build uses tensorrt, tensorrt-rtx"),
+    ],
+)
+def test_what_builds(installed, make_machine, assert_actionable, versions, status, says):
     assert backends.check_engines in CHECKS["build"]
+    installed(**versions)
     check = backends.check_engines(make_machine("build"))
-    assert (check.status, "cannot build" in check.found) == ("info", True)
+    assert_actionable([check])
+    assert (check.status, says in check.found) == (status, True), check.found

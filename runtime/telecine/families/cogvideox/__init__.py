@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from telecine.families.base import Family, PipelineSpec
-from telecine.families.cogvideox import image_to_video, text_to_video, video_to_video
+from telecine.families.cogvideox import image_to_video, text_to_video, video_to_video, workloads
+from telecine.families.cogvideox.names import NAMING
 
 # `__call__`'s own of the three pipelines, but for what is said below.
 DEFAULTS: dict[str, Any] = {
@@ -35,6 +36,7 @@ _NO_TIME_TILES = "Its VAE runs in chunks of 2 latents, whatever is asked: tile_s
 
 COGVIDEOX = Family(
     name="cogvideox",
+    naming=NAMING,
     pipelines={
         "CogVideoXPipeline": PipelineSpec(
             run=text_to_video.run,
@@ -57,6 +59,7 @@ COGVIDEOX = Family(
             model_defaults=model_defaults,
         ),
     },
+    axis_ranges=workloads.axis_ranges,
     refuses={
         "frame_rate": "The model is told none; pass frame_rate to save().",
         "timesteps": "Its schedulers step by the number of steps: use num_inference_steps.",

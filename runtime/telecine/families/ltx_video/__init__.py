@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from telecine.families.base import Family, PipelineSpec, UpscalerSpec
-from telecine.families.ltx_video import conditions, image_to_video, text_to_video, two_stage, upscale
+from telecine.families.ltx_video import conditions, image_to_video, text_to_video, two_stage, upscale, workloads
+from telecine.families.ltx_video.names import NAMING
 
 # `__call__`'s own of the three pipelines, but for what is said below.
 DEFAULTS: dict[str, Any] = {
@@ -27,6 +28,7 @@ DEFAULTS: dict[str, Any] = {
 
 LTX_VIDEO = Family(
     name="ltx-video",
+    naming=NAMING,
     pipelines={
         "LTXPipeline": PipelineSpec(run=text_to_video.run, defaults=DEFAULTS),
         "LTXImageToVideoPipeline": PipelineSpec(
@@ -36,8 +38,10 @@ LTX_VIDEO = Family(
             run=conditions.run,
             defaults=DEFAULTS | {"max_sequence_length": 256, "image_cond_noise_scale": 0.15, "denoise_strength": 1.0},
             # Its `frame_index` and `strength` are a Condition's.
-            takes=frozenset({"image", "video", "conditions", "image_cond_noise_scale", "denoise_strength"}),
-            chosen_by=frozenset({"conditions", "video"}),
+            takes=frozenset(
+                ("image", "video", "conditions", "image_cond_noise_scale", "denoise_strength", "second_stage")
+            ),
+            chosen_by=frozenset({"conditions", "video", "second_stage"}),
         ),
     },
     upscaler=UpscalerSpec(
@@ -51,6 +55,7 @@ LTX_VIDEO = Family(
         },
     ),
     two_stage=two_stage.run,
+    axis_ranges=workloads.axis_ranges,
     refuses={
         "strength": "Pass conditions=[Condition(video=..., strength=...)], or denoise_strength with latents.",
         "use_dynamic_cfg": "Pass guidance_scale as a list, one a step.",

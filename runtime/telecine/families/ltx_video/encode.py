@@ -12,6 +12,7 @@ from telecine.condition import ImageInput, is_list_of_images
 from telecine.conditioning import sample_posterior
 from telecine.errors import RequestError
 from telecine.families.base import Models
+from telecine.families.ltx_video.decode import largest_tile
 from telecine.families.ltx_video.generation import Generation
 from telecine.families.ltx_video.host import Host
 from telecine.latents import normalize
@@ -50,7 +51,7 @@ def check_encoding(models: Models, host: Host, videos: Array, options: TilingOpt
         RequestError: as `encode`.
     """
     models.require("vae_encoder")
-    _plan(host, videos[:1], options)
+    _plan(models, host, videos[:1], options)
 
 
 def encode(models: Models, host: Host, videos: Array, generators: Sequence[Generator], options: TilingOptions) -> Array:
@@ -73,10 +74,11 @@ def encode(models: Models, host: Host, videos: Array, generators: Sequence[Gener
 def encode_moments(models: Models, host: Host, video: Array, options: TilingOptions) -> Array:
     """(N, 3, 8k+1, 32h, 32w) video in [-1, 1] → (N, C + 1, k+1, h, w): C means and one log-variance."""
     session = models.session("vae_encoder")
-    pieces = _plan(host, video, options).run(lambda part, _: session.run({"video": part})["moments"], video)
+    pieces = _plan(models, host, video, options).run(lambda part, _: session.run({"video": part})["moments"], video)
     return np.concatenate(list(pieces), axis=2)
 
 
-def _plan(host: Host, video: Array, options: TilingOptions) -> Plan:
+def _plan(models: Models, host: Host, video: Array, options: TilingOptions) -> Plan:
     latent = VideoShape(num_frames=video.shape[2], height=video.shape[3], width=video.shape[4]).latent(host.grid)
-    return plan_encoder(options, latent, host.grid, host.encoder, videos=len(video))
+    largest = largest_tile(models, "vae_encoder")
+    return plan_encoder(options, latent, host.grid, host.encoder, videos=len(video), largest=largest)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from telecine.conditioning import Conditioning
 from telecine.denoise import Callback, denoise
-from telecine.errors import RequestError
+from telecine.errors import EngineError, RequestError
 from telecine.families.base import Models, Output, Stage
 from telecine.families.ltx_video.decode import DecodeSettings, decode
 from telecine.families.ltx_video.guidance import request_guidance
@@ -69,10 +69,12 @@ class Generation:
         """
         Raises:
             RequestError: a parameter is wrong.
+            EngineError: the bundle runs on engines, and there is none for this size.
         """
         host = Host.parse(models.host)
         video = _video_shape(request, host)
         latent = video.latent(host.grid)
+        _check_engine(models, request, video, latent)
         planned = schedule(request, host, latent)
         seeds = request.seeds()
         return cls(
@@ -86,7 +88,7 @@ class Generation:
             seeds=seeds,
             generators=[Generator(seed) for seed in seeds],
             stochastic=[second_stream(seed) for seed in seeds],
-            decoding=DecodeSettings.of(request, host, latent),
+            decoding=DecodeSettings.of(models, request, host, latent),
         )
 
     def given_latents(self, shape: tuple[int, ...], layout: str) -> Array:
@@ -161,6 +163,19 @@ def shifted_schedule(request: Request, host: Host, latent: LatentShape) -> Sched
     if request.timesteps is not None:
         return make_schedule(host.scheduler, timesteps=request.timesteps, mu=mu)
     return make_schedule(host.scheduler, sigmas=pipeline_sigmas(request.num_inference_steps), mu=mu)
+
+
+def _check_engine(models: Models, request: Request, video: VideoShape, latent: LatentShape) -> None:
+    """Refuse what the transformer's engine is too small for, before the text is encoded."""
+    limits = models.limits("transformer")
+    if limits is not None and (latent.tokens > limits["tokens"] or request.videos > limits["batch"]):
+        workload = f"{video.width}x{video.height}x{video.num_frames}@b{request.videos}"
+        raise EngineError(
+            f"{workload} is {latent.tokens} tokens of {request.videos} videos, for which no engine was built",
+            expected=f"at most {limits['tokens']} tokens in a batch of {limits['batch']}",
+            fix=f"Run: telecine build BUNDLE --workload {workload} (beside those that are there), or use "
+            "backend='onnxruntime'.",
+        )
 
 
 def _video_shape(request: Request, host: Host) -> VideoShape:

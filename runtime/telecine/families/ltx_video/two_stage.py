@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -37,7 +38,7 @@ class Sizes:
     second: VideoShape
 
     @classmethod
-    def plan(cls, request: Request, downscale_factor: float, grid: Grid) -> Sizes:
+    def plan(cls, request: Request | VideoShape, downscale_factor: float, grid: Grid) -> Sizes:
         """The first stage is the size asked for times the factor, to the nearest of the grid; the second is twice that.
 
         diffusers' documentation rounds to the temporal ratio, which gives sizes that its pipeline refuses.
@@ -76,13 +77,13 @@ def run(
         Cancelled: the callback stopped the run.
     """
     host = Host.parse(models.host)
-    _check(spec, request, host)
+    _check(request, host)
     sizes = Sizes.plan(request, second.downscale_factor, host.grid)
     if sizes.first.num_frames != request.num_frames:
         logger.warning("num_frames is %d: making %d frames", request.num_frames, sizes.first.num_frames)
     first = request.changed(**dataclasses.asdict(sizes.first), output_type="latent", seed=request.seeds())
     refinement = {**second.refinement, **dataclasses.asdict(sizes.second), "output_type": request.output_type}
-    _check_stages(first, first.changed(**refinement), host)
+    _check_stages(models, first, first.changed(**refinement), host)
 
     coarse = spec.run(models, first, stage=_named("first", stage), callback=callback)
     assert coarse.latents is not None
@@ -101,19 +102,13 @@ def run(
     return dataclasses.replace(refined, frames=_resized(refined.frames, request.height, request.width))
 
 
-def _check(spec: PipelineSpec, request: Request, host: Host) -> None:
+def _check(request: Request, host: Host) -> None:
     factors = host.require_upsampler()
     if (factors.spatial, factors.temporal) != (2, 1):
         raise BundleError(
             f"this bundle's upsampler enlarges {factors.spatial} times in space and {factors.temporal} in time",
             expected="2 and 1 for two stages: a spatial upsampler",
             fix="Export again with a spatial upscaler; this one serves upscale().",
-        )
-    if "denoise_strength" not in spec.defaults:
-        raise RequestError(
-            "two stages with a pipeline that cannot denoise given latents in part",
-            expected="one with denoise_strength",
-            fix="Pass pipeline='LTXConditionPipeline'.",
         )
     if request.latents is not None:
         raise RequestError(
@@ -123,13 +118,13 @@ def _check(spec: PipelineSpec, request: Request, host: Host) -> None:
         )
 
 
-def _check_stages(first: Request, second: Request, host: Host) -> None:
+def _check_stages(models: Models, first: Request, second: Request, host: Host) -> None:
     """Refuse now what a stage would refuse: not after the minutes of the first."""
     for request in (first, second):
         latent = VideoShape(num_frames=request.num_frames, height=request.height, width=request.width).latent(host.grid)
         planned = condition_schedule(request, host, latent)
         request_guidance(request, planned.sigmas[:-1], host)
-        DecodeSettings.of(request, host, latent)
+        DecodeSettings.of(models, request, host, latent)
     steps = second.num_inference_steps if second.timesteps is None else len(second.timesteps)
     check(
         int(steps * second.denoise_strength) >= 1,
@@ -154,8 +149,16 @@ def _resized(frames: Frames, height: int, width: int) -> Frames:
     """(B, F, h, w, 3) frames at the size asked for, as Pillow resizes images by default; a piece at a time."""
     if frames.shape[2:4] == (height, width):
         return frames
+
+    def pieces() -> Iterator[npt.NDArray[Any]]:
+        for piece in frames.pieces:
+            resized = _resize(piece, height, width)
+            del piece
+            yield resized
+            del resized  # neither lives on while the next tile is decoded
+
     shape = (*frames.shape[:2], height, width, frames.shape[4])
-    return dataclasses.replace(frames, shape=shape, pieces=(_resize(piece, height, width) for piece in frames.pieces))
+    return dataclasses.replace(frames, shape=shape, pieces=pieces())
 
 
 def _resize(piece: npt.NDArray[Any], height: int, width: int) -> npt.NDArray[Any]:

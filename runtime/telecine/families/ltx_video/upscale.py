@@ -41,11 +41,13 @@ def run(models: Models, request: UpscaleRequest, *, stage: Stage) -> Output:
     if request.latents is not None:
         latents = _given_latents(request, host)
         latent = LatentShape(frames=latents.shape[2], height=latents.shape[3], width=latents.shape[4])
-        settings = DecodeSettings.of(request, host, factors.enlarged(latent))
+        settings = DecodeSettings.of(models, request, host, factors.enlarged(latent))
     else:
         video, rate = _given_video(request, host)
         latent = VideoShape(num_frames=video.shape[2], height=video.shape[3], width=video.shape[4]).latent(host.grid)
-        settings = DecodeSettings.of(request, host, factors.enlarged(latent))  # refused now, not after the encoding
+        settings = DecodeSettings.of(
+            models, request, host, factors.enlarged(latent)
+        )  # refused now, not after the encoding
         with stage("encode"):
             latents = encode(models, host, video, generators, request.tiling_options())
     with stage("upsample"):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from telecine_export.memory import PeakMemory, anonymous_bytes
+from telecine.peak_memory import PeakMemory, anonymous_bytes
 
 SIZE = 200 << 20
 

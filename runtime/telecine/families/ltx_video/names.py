@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 
+from telecine.families.base import Naming
+from telecine.families.names import TIED_NAMES, own_names
+
 TRANSFORMER_PREFIXES = ("model.diffusion_model.", "diffusion_model.")
 TRANSFORMER_PARTS = {
     "patchify_proj": "proj_in",
@@ -100,3 +103,18 @@ def _replaced(name: str, parts: Mapping[str, str]) -> str:
     for old, new in parts.items():
         name = name.replace(old, new)
     return name
+
+
+NAMING = Naming(
+    lora="transformer",  # diffusers' LTXVideoLoraLoaderMixin loads into nothing else
+    rename=transformer_name,
+    tensors={
+        "text_encoder": own_names,
+        "transformer": transformer_names,
+        "vae_encoder": vae_names,
+        "vae_decoder": vae_names,
+        "latent_upsampler": own_names,
+    },
+    tied=TIED_NAMES,
+    recorded=dict.fromkeys(("vae_encoder", "vae_decoder"), ("latents_mean", "latents_std")),
+)

@@ -1,4 +1,4 @@
-"""Peak anonymous memory of this process: what export adds to a machine, pages of mapped files left out."""
+"""Peak anonymous memory of this process: what a long task adds to a machine, pages of mapped files left out."""
 
 from __future__ import annotations
 

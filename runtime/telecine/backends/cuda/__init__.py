@@ -1,0 +1,1 @@
+"""CUDA through cuda-bindings alone: devices, streams, events, and memory that context managers own."""

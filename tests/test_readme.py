@@ -1,0 +1,130 @@
+"""What the README says of commands, options and parameters, held against the code and diffusers' signatures."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+from diffusers import (
+    LTXConditionPipeline,
+    LTXImageToVideoPipeline,
+    LTXLatentUpsamplePipeline,
+    LTXPipeline,
+    LTXVideoTransformer3DModel,
+)
+
+from telecine.cli import main
+from telecine.pipeline import Pipeline
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+# By the letters of the README's table of parameters.
+CALLS = {
+    "T": LTXPipeline.__call__,
+    "I": LTXImageToVideoPipeline.__call__,
+    "C": LTXConditionPipeline.__call__,
+    "U": LTXLatentUpsamplePipeline.__call__,
+    "F": LTXVideoTransformer3DModel.forward,
+}
+# What a row says first.
+VERDICTS = ("work", "named", "not taken", "not input", "input")
+
+
+def rows(header: str) -> list[list[str]]:
+    """The cells of the table with this first line."""
+    lines = README.split(f"{header}\n", 1)[1].split("\n\n", 1)[0].splitlines()[1:]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+
+
+def console_lines() -> Iterator[list[str]]:
+    """The words of every command in the README's blocks; a line that ends in a backslash goes on."""
+    for block in re.findall(r"```console\n(.*?)```", README, re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            yield shlex.split(line.split("  #")[0]) if line.count('"') % 2 == 0 else []
+
+
+def options_of(command: click.Command) -> set[str]:
+    return {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+
+
+@pytest.mark.parametrize("letter", CALLS)
+def test_every_parameter_of_diffusers_has_a_row_and_no_other_has(letter: str) -> None:
+    table = rows("| diffusers | of | telecine |")
+    told = [name for names, of, _ in table if letter in of for name in re.findall(r"`(\w+)`", names)]
+    assert sorted(told) == sorted(set(told)), "two rows for one"
+    assert set(told) == set(inspect.signature(CALLS[letter]).parameters) - {"self"}  # type: ignore[arg-type]
+
+
+def test_each_row_says_what_becomes_of_it() -> None:
+    for names, of, verdict in rows("| diffusers | of | telecine |"):
+        assert verdict.startswith(VERDICTS), names
+        assert set(of) <= set(CALLS), names
+
+
+@pytest.mark.parametrize(("letters", "method"), [("TIC", "generate"), ("U", "upscale")])
+def test_what_works_is_a_parameter(letters: str, method: str) -> None:
+    """And what is not taken is none."""
+    ours = set(inspect.signature(getattr(Pipeline, method)).parameters)
+    for names, of, verdict in rows("| diffusers | of | telecine |"):
+        if set(of) & set(letters):
+            for name in re.findall(r"`(\w+)`", names):
+                works = verdict.startswith("work")
+                if works or name not in ("video", "frame_index", "strength"):  # those are a Condition's
+                    assert (name in ours) == works, (name, of)
+
+
+def test_every_parameter_of_generate_is_told() -> None:
+    told = set(re.findall(r"`(\w+)[`(]", README))
+    for method in (Pipeline.generate, Pipeline.upscale):
+        assert set(inspect.signature(method).parameters) - {"self"} <= told
+
+
+def test_commands_and_their_options_exist() -> None:
+    commands = [words for words in console_lines() if words[:1] == ["telecine"]]
+    assert len(commands) > 10
+    for words in commands:
+        options = options_of(main.commands[words[1]])
+        assert {word for word in words if re.match(r"--?[a-z]", word)} <= options, words
+
+
+def test_every_option_that_is_named_exists() -> None:
+    """Anywhere in the page, also in prose: an option of telecine, of a script, or of pip."""
+    known = set().union(*(options_of(command) for command in main.commands.values())) | {"--help"}
+    for script in (ROOT / "scripts").glob("*.py"):
+        known |= set(re.findall(r"\"(--[\w-]+)\"", script.read_text()))
+    assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", README)) <= known
+
+
+def test_links_lead_somewhere() -> None:
+    headings = {
+        re.sub(r"[^\w\- ]", "", line.lstrip("# ").lower()).replace(" ", "-")
+        for line in re.findall(r"^#+ .*", README, re.M)
+    }
+    for link in re.findall(r"\]\(([^)\s]+)\)", README):
+        if link.startswith("#"):
+            assert link[1:] in headings, link
+        elif "://" not in link:
+            assert (ROOT / link).exists(), link
+
+
+def test_the_gallery_is_made_by_the_commands_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    from demo_model.gallery import DEMO, PICTURES
+
+    commands = [words for words in console_lines() if words[:1] == ["telecine"]]
+    settings = re.search(r'^DEMO="(.*?)"$', README, re.DOTALL | re.MULTILINE)
+    assert settings is not None
+    assert settings[1].split() == DEMO
+    for picture in PICTURES:
+        assert f"]({picture.file})" in README, picture.name
+        assert picture.command(["$DEMO"]) in commands, picture.name
+
+
+def test_it_is_read_as_python() -> None:
+    for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
+        compile(block, "README.md", "exec")
