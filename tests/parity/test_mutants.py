@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 import telecine.guidance
+from telecine.families import text as text_module
 from telecine.families.ltx_video import decode, generation, text_to_video
-from telecine.families.ltx_video import text as text_module
 from telecine.families.ltx_video.decode import DecodeSettings
 from telecine.families.ltx_video.host import Host
 from telecine.noise import Generator, randn

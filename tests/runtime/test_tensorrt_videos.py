@@ -3,8 +3,6 @@ ONNX Runtime, every frame has the bits that it has there. What moves data, or fo
 
 from __future__ import annotations
 
-import dataclasses
-import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +15,6 @@ from doubles.plans import write_plan
 
 import telecine
 from telecine.bundle import Bundle
-from telecine.manifest import FILE_NAME
 from telecine.pipeline import Pipeline
 
 pytest.importorskip("onnxruntime")
@@ -32,20 +29,8 @@ TWO = ({"tokens": (1, 12, 16)}, {"tokens": (8, 64, 4096)})
 
 
 @pytest.fixture(scope="module")
-def reference(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
-    """On the graphs that the doubles run, and not on those that ONNX Runtime's CPU provider has beside them."""
-    bundle = tmp_path_factory.mktemp("reference") / "bundle"
-    shutil.copytree(tiny_bundle, bundle)
-    manifest = Bundle.open(bundle).manifest
-    components = {
-        name: dataclasses.replace(
-            part,
-            graphs={role: dataclasses.replace(graph, onnxruntime_cpu=None) for role, graph in part.graphs.items()},
-        )
-        for name, part in manifest.components.items()
-    }
-    (bundle / FILE_NAME).write_text(dataclasses.replace(manifest, components=components).dump())
-    with telecine.load(bundle, backend="onnxruntime") as pipe:
+def reference(tiny_bundle_on_main_graphs: Path) -> Iterator[Pipeline]:
+    with telecine.load(tiny_bundle_on_main_graphs, backend="onnxruntime") as pipe:
         yield pipe
 
 
