@@ -13,6 +13,7 @@ from telecine.errors import RequestError
 
 # A path, a PIL image, or a (height, width, 3) array of bytes or of floats in [0, 1].
 ImageInput: TypeAlias = Any
+MAX_CRF = 51  # of H.264
 # A path, a (frames, height, width, 3) array, or a list of images.
 VideoInput: TypeAlias = Any
 
@@ -24,16 +25,21 @@ class Condition:
     `image`: a path, a PIL image, or an array (height, width, 3), uint8 or floats in [0, 1]. `video`: a path, an array
     with a leading frame axis, or a list of images. Either is resized to the size of the clip.
 
+    LTX-2 alone takes `index`, of a latent frame, in place of `frame_index`; below 0 it counts from the end. And `crf`:
+    how an image is compressed first, as those were that the model learned from (0 is not at all; none is as trained).
+
     Raises:
         RequestError: not exactly one of `image` and `video`, or a value out of range.
 
-    Source: diffusers `LTXVideoCondition`.
+    Source: diffusers `LTXVideoCondition` and `LTX2VideoCondition`.
     """
 
     image: ImageInput | None = None
     video: VideoInput | None = None
     frame_index: int = 0
     strength: float = 1.0
+    index: int | None = None
+    crf: int | None = None
 
     def __post_init__(self) -> None:
         if (self.image is None) == (self.video is None):
@@ -49,6 +55,7 @@ class Condition:
                 expected="a whole number, 0 or more",
                 fix="Count frames from the start of the clip: the first is 0.",
             )
+        self._check_latent_index()
         strength = self.strength
         if (
             isinstance(strength, bool)
@@ -59,6 +66,24 @@ class Condition:
                 f"a condition's strength is {strength!r}",
                 expected="a number from 0 to 1",
                 fix="Use 1 to keep the frames as they are.",
+            )
+
+    def _check_latent_index(self) -> None:
+        for name, value in (("index", self.index), ("crf", self.crf)):
+            whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+            if value is not None and not whole:
+                raise RequestError(
+                    f"a condition's {name} is {value!r}", expected="a whole number", fix="Leave it out for the usual."
+                )
+        if self.crf is not None and not 0 <= self.crf <= MAX_CRF:
+            raise RequestError(
+                f"a condition's crf is {self.crf}", expected=f"0 to {MAX_CRF}", fix="Use 0 to leave the image as it is."
+            )
+        if self.index is not None and self.frame_index != 0:
+            raise RequestError(
+                f"a condition with index={self.index} and frame_index={self.frame_index}",
+                expected="one of the two",
+                fix="index counts latent frames, frame_index those of the video: leave one out.",
             )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -11,10 +11,11 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float32]
 PIECE = 1 << 15  # values that are widened to float64 at a time: they stay in a cache
 DOT = 1 << 13  # values of a product that OpenBLAS keeps on one thread (it uses more above 10,000)
-Pass = Literal["negative", "positive", "perturbed"]
+Pass = Literal["negative", "positive", "perturbed", "isolated"]
 
-# The order of a batch's passes. The perturbed one attends to the positive prompt.
-PASSES: tuple[Pass, ...] = ("negative", "positive", "perturbed")
+# The order of a batch's passes. The perturbed one attends to the positive prompt, and so does the isolated one, in
+# which video and sound do not see each other.
+PASSES: tuple[Pass, ...] = ("negative", "positive", "perturbed", "isolated")
 # What a perturbed block leaves out, by the values of the transformer graph's `stg_mode` input, where 0 is nothing:
 # the mixing of attention (the values themselves go on), attention altogether (its input goes on), or the whole block.
 STG_MODES = {"attention_values": 1, "attention_skip": 2, "transformer_block": 3}
@@ -40,7 +41,7 @@ class StepGuidance:
 
     @property
     def passes(self) -> tuple[Pass, ...]:
-        """What the network runs on each video, in the order of the batch."""
+        """What the network runs on each video, in the order of the batch: neighbours in `PASSES`, for every step."""
         before: tuple[Pass, ...] = ("negative",) if self.scale > 1 else ()
         after: tuple[Pass, ...] = ("perturbed",) if self.stg_scale > 0 else ()
         return (*before, "positive", *after)
@@ -67,20 +68,29 @@ class StepGuidance:
         return rescale(guided, cond, self.rescale) if self.rescale > 0 else guided
 
 
+class HasPasses(Protocol):
+    """Any family's guidance of one step."""
+
+    @property
+    def passes(self) -> tuple[Pass, ...]: ...
+
+
+Step = TypeVar("Step", bound=HasPasses)
+
+
 @dataclass(frozen=True, slots=True)
-class Guidance:
+class Guidance(Generic[Step]):
     """The guidance of a run, step by step."""
 
-    steps: tuple[StepGuidance, ...]
+    steps: tuple[Step, ...]
 
-    def at(self, step: int) -> StepGuidance:
+    def at(self, step: int) -> Step:
         return self.steps[step]
 
     @property
     def passes(self) -> tuple[Pass, ...]:
-        """What any of the steps needs; each step's own passes are neighbours among them. A run may have no step."""
-        steps = self.steps or (StepGuidance(),)
-        return tuple(each for each in PASSES if any(each in step.passes for step in steps))
+        """What any of the steps needs, in the order of `PASSES`. A run may have no step."""
+        return tuple(each for each in PASSES if each == "positive" or any(each in step.passes for step in self.steps))
 
 
 def classifier_free(uncond: Array, cond: Array, scale: float) -> Array:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from telecine.condition import ImageInput, VideoInput
 from telecine.errors import BackendError, RequestError
 from telecine.pixels import to_signed_range
-from telecine.resample import LANCZOS, resize
+from telecine.resample import LANCZOS, Kernel, resize
 from telecine.video import read_video
 
 Array = npt.NDArray[np.float32]
@@ -61,16 +61,16 @@ def load_video(video: VideoInput) -> tuple[Sequence[npt.NDArray[Any]], float | N
     return frames, None
 
 
-def to_pixels(frames: Sequence[npt.NDArray[Any]], height: int, width: int) -> Array:
+def to_pixels(frames: Sequence[npt.NDArray[Any]], height: int, width: int, kernel: Kernel = LANCZOS) -> Array:
     """(F, h, w, 3) frames of any sizes → a video (1, 3, F, height, width) in [-1, 1], float32.
 
-    Another size is resized straight to this one by Lanczos, which keeps no aspect ratio.
+    Another size is resized straight to this one, which keeps no aspect ratio.
 
     Source: diffusers `VideoProcessor.preprocess` and `preprocess_video` of PIL images.
     """
     video = np.empty((1, 3, len(frames), height, width), np.float32)
     for index, frame in enumerate(frames):
-        resized = resize(frame[np.newaxis], height, width, LANCZOS)
+        resized = resize(frame[np.newaxis], height, width, kernel)
         if resized.dtype != np.uint8:
             np.clip(resized, 0, 1, out=resized)  # the filter overshoots
         video[:, :, index] = to_signed_range(resized)[:, :, 0]

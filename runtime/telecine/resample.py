@@ -19,6 +19,10 @@ class Kernel(NamedTuple):
     weights: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]
 
 
+def _bilinear(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return np.maximum(1 - np.abs(x), 0)
+
+
 def _bicubic(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     x, a = np.abs(x), -0.5
     near = ((a + 2) * x - (a + 3)) * x * x + 1
@@ -29,6 +33,7 @@ def _lanczos(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.where((x >= -3) & (x < 3), np.sinc(x) * np.sinc(x / 3), 0)
 
 
+BILINEAR = Kernel(1.0, _bilinear)  # what diffusers' image processor is told by LTX-2's image-to-video pipeline
 BICUBIC = Kernel(2.0, _bicubic)  # what Image.resize takes if not told
 LANCZOS = Kernel(3.0, _lanczos)  # what diffusers' image processor takes
 

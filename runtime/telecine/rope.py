@@ -91,8 +91,8 @@ def grid_index(shape: LatentShape) -> npt.NDArray[np.int32]:
     return np.ascontiguousarray(axes.reshape(3, -1).T)
 
 
-def make_tables(positions: tuple[Array, Array, Array], index: npt.NDArray[np.int32], frequencies: Array) -> RopeTables:
-    """Tables (3, U, K) at each axis' distinct positions for tokens (T, 3) that index them.
+def rotations(fractions: Array, frequencies: Array) -> tuple[Array, Array]:
+    """(N, K) cos and sin, float32, of the angles at (N,) positions along one axis, as fractions of its extent.
 
     `frequencies` (K,) is torch's own float32 vector, which the bundle ships: angles reach 15,708 radians, so
     a last-bit difference there would move a cosine by 1.9e-3. For the same reason the angle is rounded to
@@ -100,15 +100,19 @@ def make_tables(positions: tuple[Array, Array, Array], index: npt.NDArray[np.int
 
     Source: diffusers `LTXVideoRotaryPosEmbed.forward`; Su et al. 2021.
     """
+    centred = np.asarray(fractions, np.float32) * np.float32(2) - np.float32(1)
+    angles = np.multiply.outer(centred, np.asarray(frequencies, np.float32)).astype(np.float64)
+    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+
+
+def make_tables(positions: tuple[Array, Array, Array], index: npt.NDArray[np.int32], frequencies: Array) -> RopeTables:
+    """Tables (3, U, K) at each axis' distinct positions for tokens (T, 3) that index them; see `rotations`."""
     assert index.shape == (len(index), 3)
     distinct = max(len(axis) for axis in positions)
     cos = np.ones((3, distinct, len(frequencies)), np.float32)
     sin = np.zeros_like(cos)
     for axis, fractions in enumerate(positions):
-        centred = np.asarray(fractions, np.float32) * np.float32(2) - np.float32(1)
-        angles = np.multiply.outer(centred, np.asarray(frequencies, np.float32)).astype(np.float64)
-        cos[axis, : len(angles)] = np.cos(angles)
-        sin[axis, : len(angles)] = np.sin(angles)
+        cos[axis, : len(fractions)], sin[axis, : len(fractions)] = rotations(fractions, frequencies)
     return RopeTables(cos=cos, sin=sin, index=np.asarray(index, np.int32))
 
 

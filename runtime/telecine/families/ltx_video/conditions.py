@@ -153,6 +153,13 @@ def _items(generation: Generation) -> list[Item]:
 
 
 def _item(generation: Generation, condition: Condition) -> Item:
+    for name in ("index", "crf"):
+        if getattr(condition, name) is not None:
+            raise RequestError(
+                f"a condition with {name} for LTX-Video",
+                expected="no such field: it is LTX-2's",
+                fix="Pass frame_index, of the video's frames." if name == "index" else "Leave it out.",
+            )
     video, index, ratio = generation.video, condition.frame_index, generation.host.grid.temporal
     if index >= video.num_frames:
         raise RequestError(
