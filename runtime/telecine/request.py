@@ -7,7 +7,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,7 @@ MAX_COUNT = 10**6
 MAX_PIXELS = 2**40
 
 Array = npt.NDArray[Any]
+R = TypeVar("R", bound="Request")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +71,7 @@ class Request(TilingParameters):
     masked_text: bool = True  # whether the family's embeddings come with masks: its defaults say so
 
     @classmethod
-    def resolve(cls, *layers: Mapping[str, Any]) -> Request:
+    def resolve(cls: type[R], *layers: Mapping[str, Any]) -> R:
         """The first layer that gives a parameter wins: what was asked, then the preset, then the defaults.
 
         Raises:
@@ -95,13 +96,13 @@ class Request(TilingParameters):
         request.tiling_options()
         return request
 
-    def changed(self, **changes: Any) -> Request:
+    def changed(self: R, **changes: Any) -> R:
         """The same request but for these, checked as a whole again; None keeps what there is.
 
         Raises:
             RequestError: as `resolve`.
         """
-        return Request.resolve(changes, {field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
+        return self.resolve(changes, {field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
 
     def _check_numbers(self) -> None:
         rate = self.frame_rate

@@ -91,6 +91,12 @@ def latent_index(condition: Condition, latent_frames: int, grid: Grid) -> int:
 def _item(condition: Condition, video: VideoShape, grid: Grid) -> Item:
     index = latent_index(condition, grid.latent_frames(video.num_frames), grid)
     frames = [load_image(condition.image)] if condition.image is not None else load_video(condition.video)[0]
+    if condition.crf is not None and len(frames) > 1:
+        raise RequestError(
+            f"a video of {len(frames)} frames with crf={condition.crf}",
+            expected="crf for an image alone: videos are not compressed again",
+            fix="Leave crf out.",
+        )
     start = _first_frame(index, grid)
     used = usable_frames(len(frames), frame_index=start, num_frames=video.num_frames, temporal_ratio=grid.temporal)
     if used < len(frames):

@@ -33,7 +33,11 @@ class Scales:
     def combine(self, given: dict[Pass, Array]) -> Array:
         """(B, ...) clean latents by pass → (B, ...): c + (g - 1)(c - u) + s (c - p) + (m - 1)(c - i), rescaled to c."""
         cond = given["positive"]
-        weights: dict[Pass, float] = {"negative": self.guidance - 1, "perturbed": self.stg, "isolated": self.modality - 1}
+        weights: dict[Pass, float] = {
+            "negative": self.guidance - 1,
+            "perturbed": self.stg,
+            "isolated": self.modality - 1,
+        }
         guided = cond
         for each, weight in weights.items():
             if each in given:

@@ -45,6 +45,10 @@ class Draw:
         """(B, S, C * M), drawn as (B, C, S, M)."""
         return audio.pack(randn(self.generators, self.audio_grid.array_shape(self.batch, self.audio_latents)))
 
+    def packed_audio(self) -> Array:
+        """(B, S, C * M), drawn as such."""
+        return randn(self.generators, (self.batch, self.audio_latents, self.audio_grid.channels * self.audio_grid.bands))
+
     def like(self, tokens: Array) -> Array:
         """Noise of the shape of (B, T, C) tokens, drawn as such."""
         return randn(self.generators, tokens.shape)
@@ -119,11 +123,10 @@ def from_conditions(
         video, held = (np.concatenate([each, behind], axis=1) for each in (video, held))
         strengths = np.concatenate([strengths, np.full(behind.shape[1], placed.strength, np.float32)])
     video = noised(video, draw.like(video), ((ONE - strengths) * np.float32(noise_scale))[:, np.newaxis])
-    sound = given.audio
-    if sound is None:  # packed here
-        sound = randn(draw.generators, (draw.batch, draw.audio_latents, draw.audio_grid.channels * draw.audio_grid.bands))
+    if given.audio is None:
+        sound = draw.packed_audio()
     else:
-        sound = noised(sound, draw.like(sound), noise_scale)
+        sound = noised(given.audio, draw.like(given.audio), noise_scale)
     start = AudioVideo(video, sound)
     return start, Held(strengths=strengths, latents=held) if firsts or keyframes else None
 
