@@ -259,6 +259,9 @@ class Pipeline:
         return Result(
             frames=frames,
             latents=output.latents,
+            audio=output.audio,
+            sample_rate=output.sample_rate,
+            audio_latents=output.audio_latents,
             frame_rate=_rate(output, request),
             seeds=output.seeds,
             timings=timings,

@@ -19,7 +19,8 @@ from telecine.backends.base import out_of_memory
 from telecine.errors import RequestError
 from telecine.families.base import Frames, Output, Stage
 from telecine.pixels import to_uint8
-from telecine.video import VideoWriter, check_output_path
+from telecine.video import Sound, VideoWriter, check_output_path, holds_sound
+from telecine.video.sound import check_sound, check_wav_path, save_wav
 
 Array = npt.NDArray[Any]
 
@@ -30,7 +31,8 @@ class Result:
 
     `frames`: (B, num_frames, height, width, 3), float32 in [0, 1] or uint8. `latents`: as the same diffusers pipeline
     returns them. `timings`: seconds by stage; "network" is the transformer's part of "denoise". `seeds`: what to pass
-    to get the same video again.
+    to get the same video again. Models that make sound give `audio`, (B, channels, samples) float32 in [-1, 1] at
+    `sample_rate` samples a second, or `audio_latents`.
     """
 
     frames: Array | None
@@ -38,9 +40,14 @@ class Result:
     frame_rate: float
     seeds: tuple[int, ...]
     timings: Mapping[str, float]
+    audio: npt.NDArray[np.float32] | None = None
+    sample_rate: int | None = None
+    audio_latents: Array | None = None
 
     def save(self, path: str | Path, *, frame_rate: float | None = None, quality: int | None = None) -> list[Path]:
         """Write each video (`.mp4`, `.webm`, `.gif`, or PNGs as `folder/%05d.png`); several get `-0`, `-1`, ... names.
+
+        MP4 and WebM have the video's sound; GIF and PNG are silent.
 
         Raises:
             RequestError: there are no frames, the path cannot be written, or its format lacks the rate or quality.
@@ -52,13 +59,23 @@ class Result:
             )
         rate = self.frame_rate if frame_rate is None else frame_rate
         paths = _checked_paths(path, len(self.frames), frame_rate=rate, quality=quality)
-        return _save([self.frames], self.frames.shape, paths, frame_rate=rate, quality=quality)
+        sounds = _sounds(self.audio, self.sample_rate, paths)
+        return _save([self.frames], self.frames.shape, paths, sounds, frame_rate=rate, quality=quality)
+
+    def save_audio(self, path: str | Path) -> list[Path]:
+        """Write each video's sound as a WAV file of 16 bits; several get `-0`, `-1`, ... names.
+
+        Raises:
+            RequestError: there is no sound, or the path cannot be written.
+        """
+        return _save_audio(self.audio, self.sample_rate, path)
 
 
 class FrameStream:
     """The frames of a run while they are decoded: an iterator of (B, n, height, width, 3) pieces along time.
 
-    `shape` is (B, num_frames, height, width, 3) of all of them; `frame_rate`, `seeds` and `timings` are as in `Result`.
+    `shape` is (B, num_frames, height, width, 3) of all of them; `frame_rate`, `seeds`, `timings`, `audio` and
+    `sample_rate` are as in `Result`: sound is whole before the first frame is.
     A context manager: left early, it stops the decoding and frees the pipeline for the next request.
     """
 
@@ -69,6 +86,7 @@ class FrameStream:
         assert output.frames is not None
         self.shape = output.frames.shape
         self.frame_rate, self.seeds, self.timings = frame_rate, output.seeds, timings
+        self.audio, self.sample_rate = output.audio, output.sample_rate
         self._frames: Frames = replace(output.frames, pieces=run)
         self._run = run
         self._begun = False  # some of it was read, or it is closed
@@ -104,9 +122,18 @@ class FrameStream:
         """
         rate = self.frame_rate if frame_rate is None else frame_rate
         paths = _checked_paths(path, self.shape[0], frame_rate=rate, quality=quality)
+        sounds = _sounds(self.audio, self.sample_rate, paths)
         self._begin()
         with self:
-            return _save(self, self.shape, paths, frame_rate=rate, quality=quality)
+            return _save(self, self.shape, paths, sounds, frame_rate=rate, quality=quality)
+
+    def save_audio(self, path: str | Path) -> list[Path]:
+        """As `Result.save_audio`; the stream stays as it is.
+
+        Raises:
+            RequestError: as `Result.save_audio`.
+        """
+        return _save_audio(self.audio, self.sample_rate, path)
 
     def close(self) -> None:
         """Decode no further, and free the pipeline.
@@ -157,15 +184,52 @@ def _checked_paths(path: str | Path, videos: int, *, frame_rate: float, quality:
     return paths
 
 
+def _sounds(audio: Array | None, sample_rate: int | None, paths: list[Path]) -> list[Sound | None]:
+    """The sound of each file: none where there is none, or where the format has no place for it.
+
+    Raises:
+        RequestError: the audio is no sound, or the format does not take its rate.
+    """
+    if audio is None or not holds_sound(paths[0]):
+        return [None] * len(paths)
+    assert sample_rate is not None
+    sounds = [Sound(samples=samples, sample_rate=sample_rate) for samples in audio]
+    for target, sound in zip(paths, sounds, strict=True):
+        check_sound(sound, target)
+    return [*sounds]
+
+
+def _save_audio(audio: Array | None, sample_rate: int | None, path: str | Path) -> list[Path]:
+    if audio is None or sample_rate is None:
+        raise RequestError(
+            "this result holds no sound", expected="frames of a model that makes sound", fix="Use an LTX-2 bundle."
+        )
+    paths = numbered(path, len(audio))
+    for target in paths:
+        check_wav_path(target)
+    return [
+        save_wav(Sound(samples=samples, sample_rate=sample_rate), target)
+        for samples, target in zip(audio, paths, strict=True)
+    ]
+
+
 def _save(
-    pieces: Iterable[Array], shape: tuple[int, ...], paths: list[Path], *, frame_rate: float, quality: int | None
+    pieces: Iterable[Array],
+    shape: tuple[int, ...],
+    paths: list[Path],
+    sounds: list[Sound | None],
+    *,
+    frame_rate: float,
+    quality: int | None,
 ) -> list[Path]:
     """Write videos of which all pieces together have this shape, a path each; each file is whole or absent."""
     height, width = shape[2:4]
     with _explaining_memory(f"saving {paths[0]}"), ExitStack() as stack:
         writers = [
-            stack.enter_context(VideoWriter(target, frame_rate=frame_rate, height=height, width=width, quality=quality))
-            for target in paths
+            stack.enter_context(
+                VideoWriter(target, frame_rate=frame_rate, height=height, width=width, quality=quality, sound=sound)
+            )
+            for target, sound in zip(paths, sounds, strict=True)
         ]
         for piece in pieces:
             for video, writer in zip(piece, writers, strict=True):

@@ -153,9 +153,7 @@ class Vae(Part):
 
 class AudioVae(Part):
     mel_compression_ratio, temporal_compression_ratio = 4, 4
-    config = SimpleNamespace(
-        sample_rate=16000, mel_hop_length=160, mel_bins=MEL_BINS, latent_channels=AUDIO_CHANNELS
-    )
+    config = SimpleNamespace(sample_rate=16000, mel_hop_length=160, mel_bins=MEL_BINS, latent_channels=AUDIO_CHANNELS)
 
     def __init__(self) -> None:
         super().__init__()

@@ -131,7 +131,7 @@ def check_video_output(output: Path, videos: int, frame_rate: float | None, qual
 
     for path in numbered(output, min(max(videos, 1), 100)):  # nobody waits for more checks than these
         check_output_path(path, frame_rate=frame_rate, quality=quality)
-    check_encoder(format_of(output))
+    check_encoder(format_of(output).codec)
 
 
 def check_latents_output(output: Path, frame_rate: float | None, quality: int | None) -> None:

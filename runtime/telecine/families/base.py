@@ -73,10 +73,16 @@ class Frames:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Output:
-    """What a pipeline makes: frames (B, num_frames, height, width, 3), or latents as diffusers returns them."""
+    """What a pipeline makes: frames (B, num_frames, height, width, 3), or latents as diffusers returns them.
+
+    Families with sound make `audio` (B, channels, samples) beside the frames, `audio_latents` beside latents.
+    """
 
     frames: Frames | None = None
     latents: npt.NDArray[Any] | None = None
+    audio: npt.NDArray[np.float32] | None = None
+    sample_rate: int | None = None
+    audio_latents: npt.NDArray[Any] | None = None
     seeds: tuple[int, ...]
     frame_rate: float | None = None  # where the request does not tell
 

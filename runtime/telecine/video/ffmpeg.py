@@ -10,7 +10,6 @@ from types import ModuleType
 from typing import Any
 
 from telecine.errors import BackendError, RequestError
-from telecine.video.formats import Format
 
 # rgb to 4:2:0 with the matrix that the tags below name, without the rounding shortcuts of swscale's defaults.
 SCALE_FLAGS = "flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
@@ -31,13 +30,13 @@ def require_av() -> ModuleType:
     return av
 
 
-def check_encoder(spec: Format) -> None:
+def check_encoder(codec: str) -> None:
     av = require_av()
     try:
-        av.Codec(spec.codec, "w")
+        av.Codec(codec, "w")
     except ValueError as error:  # UnknownCodecError, whose module moved between versions
         raise BackendError(
-            f"the FFmpeg of PyAV {av.__version__} lacks the encoder {spec.codec}",
+            f"the FFmpeg of PyAV {av.__version__} lacks the encoder {codec}",
             expected="a build with it, such as PyAV's own wheels",
             fix='Run: pip install --force-reinstall --only-binary av "telecine[video]", or write another format.',
         ) from error

@@ -28,6 +28,8 @@ class Format:
     quality: int | None = None
     codec_options: tuple[tuple[str, str], ...] = ()
     container_options: tuple[tuple[str, str], ...] = ()
+    sound: str | None = None  # FFmpeg's audio codec; None where there is no place for sound
+    sound_rates: tuple[int, ...] = ()  # samples a second that it takes
 
 
 FORMATS = {
@@ -39,6 +41,8 @@ FORMATS = {
         qualities=range(1, 52),
         quality=18,
         container_options=(("movflags", "+faststart"),),
+        sound="aac",
+        sound_rates=(8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000),
     ),
     # b=0: constant quality, with no bit rate as a ceiling.
     ".webm": Format(
@@ -47,6 +51,8 @@ FORMATS = {
         qualities=range(64),
         quality=24,
         codec_options=(("b", "0"), ("row-mt", "1"), ("cpu-used", "2")),
+        sound="libopus",
+        sound_rates=(8000, 12000, 16000, 24000, 48000),
     ),
     ".gif": Format(codec="gif", pixels="pal8", container_options=(("loop", "0"),)),
     ".png": Format(codec="png", pixels="rgb24"),

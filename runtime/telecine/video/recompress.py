@@ -9,7 +9,6 @@ import numpy.typing as npt
 
 from telecine.errors import BackendError
 from telecine.video.ffmpeg import check_encoder, require_av
-from telecine.video.formats import FORMATS
 
 
 def recompress(image: npt.NDArray[np.uint8], crf: int) -> npt.NDArray[np.uint8]:
@@ -25,7 +24,7 @@ def recompress(image: npt.NDArray[np.uint8], crf: int) -> npt.NDArray[np.uint8]:
     if crf == 0:
         return image
     av = require_av()
-    check_encoder(FORMATS[".mp4"])
+    check_encoder("libx264")
     height, width = (side // 2 * 2 for side in image.shape[:2])
     image = np.ascontiguousarray(image[:height, :width])
     try:

@@ -16,12 +16,18 @@ from telecine.atomic import atomic_file, atomic_folder
 from telecine.errors import RequestError
 from telecine.video.ffmpeg import BT709, LIMITED_RANGE, TO_BT709, chain, check_encoder, explaining, require_av
 from telecine.video.formats import Format, check_output_path, format_of
+from telecine.video.sound import Sound, SoundEncoder, check_sound
 
 _GIF_CLOCK = Fraction(1, 100)  # seconds
 
 
 def save_video(
-    frames: np.ndarray, path: str | os.PathLike[str], *, frame_rate: float, quality: int | None = None
+    frames: np.ndarray,
+    path: str | os.PathLike[str],
+    *,
+    frame_rate: float,
+    quality: int | None = None,
+    sound: Sound | None = None,
 ) -> Path:
     """Write uint8 (F, H, W, 3) frames at frame_rate frames a second; `VideoWriter` has the rest.
 
@@ -32,7 +38,7 @@ def save_video(
     if frames.ndim != 4 or 0 in frames.shape:
         raise _wrong_frames(frames, "uint8 (F, H, W, 3) with at least one frame")
     _, height, width, _ = frames.shape
-    with VideoWriter(path, frame_rate=frame_rate, height=height, width=width, quality=quality) as writer:
+    with VideoWriter(path, frame_rate=frame_rate, height=height, width=width, quality=quality, sound=sound) as writer:
         writer.write(frames)
     return writer.path
 
@@ -46,12 +52,13 @@ class VideoWriter(AbstractContextManager["VideoWriter"]):
         height, width: of every frame, in pixels. MP4 needs even sizes (4:2:0 chroma): an odd one grows by one
             row or column that repeats the edge. The other formats keep it.
         quality: CRF, lower is better: 1 to 51 for mp4 (18), 0 to 63 for webm (24). GIF and PNG have none.
+        sound: what is heard from the first frame on, for mp4 and webm; it may end before or after the last one.
 
     GIF holds all frames in memory until the end, because its palette is chosen from all of them.
 
     Raises:
-        RequestError: a path, size, rate or quality that cannot be written; frames of another shape or dtype;
-            no frames at all; a full disk.
+        RequestError: a path, size, rate, quality or sound that cannot be written; frames of another shape or
+            dtype; no frames at all; a full disk.
         BackendError: PyAV is missing, or its FFmpeg lacks the encoder or fails in it.
     """
 
@@ -63,6 +70,7 @@ class VideoWriter(AbstractContextManager["VideoWriter"]):
         height: int,
         width: int,
         quality: int | None = None,
+        sound: Sound | None = None,
     ) -> None:
         self.path = check_output_path(path, frame_rate=frame_rate, quality=quality)
         if min(height, width) < 1:
@@ -73,9 +81,12 @@ class VideoWriter(AbstractContextManager["VideoWriter"]):
         self._size = (height, width)
         self._rate = Fraction(float(frame_rate)).limit_denominator(1001)
         self._quality = self._format.quality if quality is None else quality
+        self._sound = sound
+        if sound is not None:
+            check_sound(sound, self.path)
         self._encoder: _Encoder | None = None
         self._context = self._encoding()
-        check_encoder(self._format)
+        check_encoder(self._format.codec)
 
     def __enter__(self) -> VideoWriter:
         self._encoder = self._context.__enter__()
@@ -118,7 +129,7 @@ class VideoWriter(AbstractContextManager["VideoWriter"]):
             if images:
                 temporary /= self.path.name
             with explaining(self.path):
-                encoder = _Encoder(self._format, temporary, self._rate, self._size, self._quality)
+                encoder = _Encoder(self._format, temporary, self._rate, self._size, self._quality, self._sound)
             try:
                 yield encoder
                 if not encoder.num_frames:
@@ -135,7 +146,15 @@ class VideoWriter(AbstractContextManager["VideoWriter"]):
 class _Encoder:
     """Frames through a filter graph and an encoder into a container, or into PNG files of their own."""
 
-    def __init__(self, spec: Format, path: Path, rate: Fraction, size: tuple[int, int], quality: int | None) -> None:
+    def __init__(
+        self,
+        spec: Format,
+        path: Path,
+        rate: Fraction,
+        size: tuple[int, int],
+        quality: int | None,
+        sound: Sound | None,
+    ) -> None:
         av = require_av()
         self.num_frames = 0
         self._format, self._path, self._rate = spec, path, rate
@@ -163,6 +182,7 @@ class _Encoder:
             context.colorspace = context.color_primaries = context.color_trc = BT709
             context.color_range = LIMITED_RANGE
         self._graph = open_graph(spec.codec, spec.pixels, height, width, self._clock)
+        self._sound = SoundEncoder(self._container, spec, sound) if sound is not None else None
 
     def encode(self, pixels: np.ndarray) -> None:
         """Take one uint8 (H, W, 3) frame."""
@@ -174,12 +194,16 @@ class _Encoder:
         self.num_frames += 1
         self._graph.push(frame)
         self._drain()
+        if self._sound is not None:  # beside its frame: players need not seek between the two
+            self._sound.advance(self.num_frames / self._rate)
 
     def finish(self) -> None:
         """Encode what the graph and the encoder still hold, and close the file."""
         self._graph.push(None)
         self._drain()
         self._mux(self._coder.encode(None))
+        if self._sound is not None:
+            self._sound.finish()
         if self._container is not None:
             self._container.close()
 

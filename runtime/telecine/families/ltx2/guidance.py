@@ -95,7 +95,7 @@ def modality_mask(passes: tuple[Pass, ...], batch: int) -> Array:
 def request_guidance(request: LTX2Request, sigmas: npt.NDArray[np.float32], host: Host) -> Guidance[StepGuidance]:
     """The guidance of a run whose steps begin at (N,) sigmas.
 
-    A sound's scale of None or 0 is the video's, as in diffusers. A transformer without perturbed attention (LTX-2.0)
+    A sound's scale of none or 0 is the video's, as in diffusers. A transformer without perturbed attention (LTX-2.0)
     would predict the same in a perturbed pass: it has none.
 
     Raises:

@@ -69,7 +69,7 @@ class LTX2Request(Request):
     """One call of `generate` for LTX-2, with diffusers' names.
 
     `motion_speed` below 1 is slow motion: the transformer is told of more frames a second. `noise_scale` is the share
-    of noise that given latents begin with.
+    of noise that given latents begin with. Of the sound's scales, 0 means the video's, as in diffusers.
     """
 
     sigmas: Sequence[float] | None = None

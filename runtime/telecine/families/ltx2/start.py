@@ -47,7 +47,9 @@ class Draw:
 
     def packed_audio(self) -> Array:
         """(B, S, C * M), drawn as such."""
-        return randn(self.generators, (self.batch, self.audio_latents, self.audio_grid.channels * self.audio_grid.bands))
+        return randn(
+            self.generators, (self.batch, self.audio_latents, self.audio_grid.channels * self.audio_grid.bands)
+        )
 
     def like(self, tokens: Array) -> Array:
         """Noise of the shape of (B, T, C) tokens, drawn as such."""
@@ -123,10 +125,7 @@ def from_conditions(
         video, held = (np.concatenate([each, behind], axis=1) for each in (video, held))
         strengths = np.concatenate([strengths, np.full(behind.shape[1], placed.strength, np.float32)])
     video = noised(video, draw.like(video), ((ONE - strengths) * np.float32(noise_scale))[:, np.newaxis])
-    if given.audio is None:
-        sound = draw.packed_audio()
-    else:
-        sound = noised(given.audio, draw.like(given.audio), noise_scale)
+    sound = draw.packed_audio() if given.audio is None else noised(given.audio, draw.like(given.audio), noise_scale)
     start = AudioVideo(video, sound)
     return start, Held(strengths=strengths, latents=held) if firsts or keyframes else None
 

@@ -42,7 +42,7 @@ PLAIN: dict[str, Any] = {
 GUIDANCES = {
     "plain": PLAIN,
     "defaults": {"spatio_temporal_guidance_blocks": [1]},
-    "video alone": PLAIN | {"guidance_scale": 3.0, "audio_guidance_scale": None, "audio_guidance_rescale": 0},
+    "video alone": PLAIN | {"guidance_scale": 3.0, "audio_guidance_scale": 0, "guidance_rescale": 0.5},
     "sound alone": PLAIN | {"audio_stg_scale": 2.0, "spatio_temporal_guidance_blocks": [0, 1]},
     "isolated": PLAIN | {"modality_scale": 2.5, "audio_guidance_rescale": 0.9},
 }
