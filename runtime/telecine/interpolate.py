@@ -22,8 +22,11 @@ def bilinear(frames: Array, height: int, width: int) -> Array:
 
 
 def _neighbours(size: int, new_size: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], Array]:
-    """(N,) indices of the two pixels between which each of N new ones stands, and (N,) its share of the second."""
+    """(N,) indices of the two pixels between which each of N new ones stands, and (N,) its share of the second.
+
+    torch's product and difference are one fused operation: in float64 the product is exact, and is rounded once.
+    """
     scale = np.float32(size) / np.float32(new_size)
-    places = np.maximum((np.arange(new_size, dtype=np.float32) + np.float32(0.5)) * scale - np.float32(0.5), 0)
+    places = np.maximum((np.arange(new_size) + 0.5) * np.float64(scale) - 0.5, 0).astype(np.float32)
     first = np.minimum(places.astype(np.intp), size - 1)
     return first, np.minimum(first + 1, size - 1), places - first.astype(np.float32)
