@@ -140,7 +140,7 @@ def test_every_combination_matches_torch(
 ) -> None:
     step = StepGuidance(scale=scale, stg_scale=stg_scale, rescale=phi, cfg_star=cfg_star, stg_blocks=(0,))
     spread = np.arange(1, 1 + batch, dtype=np.float32).reshape(-1, 1, 1)
-    predictions = {name: draw((batch, 35, 16), seed) * spread for seed, name in enumerate(PASSES)}
+    predictions = {name: draw((batch, 35, 16), seed) * spread for seed, name in enumerate(PASSES[:3])}
     velocities = np.concatenate([predictions[each] for each in step.passes])
     kept = velocities.copy()
     result = step.combine(velocities)

@@ -124,6 +124,10 @@ def test_without_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"image": PIXELS, "strength": 1.1}, "strength is 1.1"),
         ({"image": PIXELS, "strength": float("nan")}, "strength is nan"),
         ({"image": PIXELS, "strength": "1"}, "strength is '1'"),
+        ({"image": PIXELS, "index": 1.0}, "index is 1.0"),
+        ({"image": PIXELS, "index": 1, "frame_index": 1}, "index=1 and frame_index=1"),
+        ({"image": PIXELS, "crf": True}, "crf is True"),
+        ({"image": PIXELS, "crf": 52}, "crf is 52"),
     ],
 )
 def test_conditions_that_cannot_be(fields: dict[str, Any], words: str) -> None:

@@ -7,9 +7,13 @@ import PIL
 import pytest
 from PIL import Image
 
-from telecine.resample import BICUBIC, LANCZOS, Kernel, resize
+from telecine.resample import BICUBIC, BILINEAR, LANCZOS, Kernel, resize
 
-KERNELS = [(BICUBIC, Image.Resampling.BICUBIC), (LANCZOS, Image.Resampling.LANCZOS)]
+KERNELS = [
+    (BILINEAR, Image.Resampling.BILINEAR),
+    (BICUBIC, Image.Resampling.BICUBIC),
+    (LANCZOS, Image.Resampling.LANCZOS),
+]
 # (height, width) before and after: larger, smaller, one of each either way round, one side only, a single row.
 SIZES = [
     ((37, 53), (64, 96)),

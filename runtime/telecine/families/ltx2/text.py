@@ -10,10 +10,11 @@ The connectors' graph (B prompts, L text length):
 | `prompt_embeds` | (B, L, D) | the text encoder's features |
 | `token_index` | (B, L) int64 | with registers: which row of them stands at each place |
 | `token_mask` | (B, L) | with registers: 1 where that row counts, 0 where a register does, number `place % registers` |
-| `attention_mask` | (B, L) | without registers: 1 for tokens, 0 for padding, which is not attended to and comes out 0 |
+| `attention_mask` | (B, L) | without registers: 1 for tokens, 0 for padding, which the connectors do not attend to |
 | `rope_cos`, `rope_sin`, `audio_rope_cos`, `audio_rope_sin` | (L, K) | places of the two connectors |
 
-Its outputs are `encoder_hidden_states` (B, L, D') and `audio_encoder_hidden_states` (B, L, D'').
+Its outputs are `encoder_hidden_states` (B, L, D') and `audio_encoder_hidden_states` (B, L, D''). The transformer attends
+to all of them: the mask that diffusers' connectors return is of ones, without registers too.
 """
 
 from __future__ import annotations
@@ -72,10 +73,6 @@ class Connectors:
             return {"attention_mask": mask.astype(np.float32), **rope}
         index, front = packing(mask)
         return {"token_index": index, "token_mask": front, **rope}
-
-    def attended(self, mask: Array) -> Array:
-        """(B, L) the mask that the transformer is told: with registers, all of the text counts."""
-        return np.ones_like(mask, np.float32) if self.registers else mask.astype(np.float32)
 
 
 def packing(mask: Array) -> tuple[npt.NDArray[np.int64], Array]:

@@ -6,7 +6,6 @@ The graph (N = passes * B rows; T video tokens, S of the sound, L text length; f
 |---|---|---|
 | `hidden_states`, `audio_hidden_states` | (N, T, C), (N, S, C') | latents |
 | `encoder_hidden_states`, `audio_encoder_hidden_states` | (N, L, D), (N, L, D') | the connectors' outputs |
-| `encoder_attention_mask` | (N, L) | of both texts |
 | `timestep` | (N, timestep_tokens) | 0..1000; timestep_tokens is 1 or T |
 | `audio_timestep` | (N, 1) | the sound's, none of whose tokens is held |
 | `sigma`, `audio_sigma` | (N,) | timesteps of tokens that nothing holds; what the text is modulated by from 2.3 on |
@@ -17,7 +16,8 @@ The graph (N = passes * B rows; T video tokens, S of the sound, L text length; f
 | `rope_...` | | `telecine.families.ltx2.positions` |
 
 Its outputs are `velocity` (N, T, C) and `audio_velocity` (N, S, C'). diffusers' `use_cross_timestep` is what the two
-cross timesteps are: each other's `sigma` with it (2.3), the modality's own `timestep` without (2.0).
+cross timesteps are: each other's `sigma` with it (2.3), the modality's own `timestep` without (2.0). There is no text
+mask: the one that diffusers' connectors give it is of ones.
 """
 
 from __future__ import annotations
