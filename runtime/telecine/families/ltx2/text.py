@@ -13,8 +13,8 @@ The connectors' graph (B prompts, L text length):
 | `attention_mask` | (B, L) | without registers: 1 for tokens, 0 for padding, which the connectors do not attend to |
 | `rope_cos`, `rope_sin`, `audio_rope_cos`, `audio_rope_sin` | (L, K) | places of the two connectors |
 
-Its outputs are `encoder_hidden_states` (B, L, D') and `audio_encoder_hidden_states` (B, L, D''). The transformer attends
-to all of them: the mask that diffusers' connectors return is of ones, without registers too.
+Its outputs are `encoder_hidden_states` (B, L, D') and `audio_encoder_hidden_states` (B, L, D''). The transformer
+attends to all of them: the mask that diffusers' connectors return is of ones, without registers too.
 """
 
 from __future__ import annotations

@@ -8,13 +8,13 @@ from typing import Any
 
 from telecine.families.ltx_video.host import Host
 from telecine.families.ltx_video.two_stage import Sizes
-from telecine.guidance import PASSES
 from telecine.second_stage import DEFAULTS
 from telecine.workload import AxisRange, AxisRanges, Workload
 
 # Of LTXPipeline and of LTXConditionPipeline. Texts may be shorter: LTXConditionPipeline encodes them without pads.
 TEXT_LENGTHS = (128, 256)
 USUAL_PASSES = 2  # of guidance: the negative prompt and the positive one
+MOST_PASSES = 3  # and the perturbed one
 
 
 def axis_ranges(component: str, workload: Workload, host: Mapping[str, Any]) -> list[AxisRanges]:
@@ -41,7 +41,7 @@ def _denoised(workload: Workload, host: Host) -> AxisRanges:
     fewest, most = workload.videos
     usual_text, longest_text = TEXT_LENGTHS
     return {
-        "batch": AxisRange(fewest, USUAL_PASSES * most, len(PASSES) * most),
+        "batch": AxisRange(fewest, USUAL_PASSES * most, MOST_PASSES * most),
         "tokens": AxisRange(low.tokens, high.tokens, extended.tokens),
         "text_length": AxisRange(1, usual_text, longest_text),
         # One a video, or one a token: tuned for the one that takes time.

@@ -32,7 +32,9 @@ def gemma() -> Any:
             pieces[word[:end]] = None
             merges.append((word[: end - 1], word[end - 1]))
     tokenizer = GemmaTokenizer(
-        vocab={piece: number for number, piece in enumerate(pieces)}, merges=list(dict.fromkeys(merges))
+        vocab={piece: number for number, piece in enumerate(pieces)},
+        merges=list(dict.fromkeys(merges)),
+        add_bos_token=True,
     )
     assert tokenizer.padding_side == "left"
     return tokenizer
