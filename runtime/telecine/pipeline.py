@@ -227,7 +227,7 @@ class Pipeline:
         spec = self._family.pipelines[name]
         settings = self._family.settings(name, values)
         second = SecondStage.resolve(second_stage, settings.pop("second_stage", None))
-        request = Request.resolve(asked, settings, spec.model_defaults(self._models.host), spec.defaults)
+        request = spec.request.resolve(asked, settings, spec.model_defaults(self._models.host), spec.defaults)
         run = spec.run if second is None else partial(_existing(self._family.two_stage, "second_stage"), spec, second)
         return request, partial(run, self._models, request, callback=callback)
 

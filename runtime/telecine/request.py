@@ -79,7 +79,7 @@ class Request(TilingParameters):
             BundleError: a preset sets what `generate` does not have.
         """
         names = {field.name for field in dataclasses.fields(cls)}
-        unknown = sorted({name for layer in layers for name in layer} - names)
+        unknown = sorted({name for layer in layers for name, value in layer.items() if value is not None} - names)
         if unknown:
             raise BundleError(
                 f"a preset sets {', '.join(unknown)}",

@@ -172,13 +172,15 @@ def read_arrays(path: Path | None, names: tuple[str, ...]) -> dict[str, Any]:
     return dict(arrays)
 
 
-def save_latents(latents: Any, output: Path) -> Path:
+def save_latents(made: Result, output: Path) -> Path:
+    """Write `latents`, and `audio_latents` where a model makes them."""
     from safetensors.numpy import save
 
     from telecine.atomic import atomic_file
 
     # Not save_file: it renames a file of its own over the one that atomic_file has locked.
-    content = save({"latents": latents})
+    arrays = {"latents": made.latents, "audio_latents": made.audio_latents}
+    content = save({name: each for name, each in arrays.items() if each is not None})
     try:
         with atomic_file(output) as temporary:
             temporary.write_bytes(content)
@@ -200,7 +202,7 @@ def report(
     if isinstance(made, FrameStream):
         paths = made.save(output, frame_rate=frame_rate, quality=quality)
     else:
-        paths = [save_latents(made.latents, output)]
+        paths = [save_latents(made, output)]
     if as_json:
         print_json({"files": [str(path) for path in paths], "seeds": made.seeds, "seconds": dict(made.timings)})
     else:

@@ -99,7 +99,7 @@ class PipelineSpec:
 
     `takes`: parameters that not every pipeline of the family has. `chosen_by`: those of them that choose this
     pipeline in a bundle of another class. `model_defaults`: defaults that the model tells, from the manifest's host
-    configuration.
+    configuration. `request`: where the family's parameters are, if it has some of its own.
     """
 
     run: Run
@@ -107,6 +107,7 @@ class PipelineSpec:
     takes: frozenset[str] = frozenset()
     chosen_by: frozenset[str] = frozenset()
     model_defaults: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda host: {}
+    request: type[Request] = Request
 
 
 class Upscale(Protocol):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler, LTX2LatentUpsamplePipeline
 from diffusers.pipelines.ltx2.utils import DISTILLED_SIGMA_VALUES, STAGE_2_DISTILLED_SIGMA_VALUES
 from doubles.ltx2 import NEWER, make_host, make_transformer
 
@@ -22,6 +22,7 @@ from telecine.families.ltx2.schedule import DISTILLED_SIGMAS, SECOND_STAGE_SIGMA
 from telecine.families.ltx2.transformer import timestep_inputs
 from telecine.guidance import Guidance
 from telecine.schedulers.flow_match_euler import FlowMatchEulerConfig
+from telecine.upsampling import adain, tone_map
 
 RANDOM = np.random.default_rng(0)
 TOLD = Told(
@@ -242,3 +243,21 @@ class TestSampler:
                 lambda latents, *_: latents, pair(1, 3), sampler=self.sampler(), guidance=guidance,
                 callback=lambda *_: answer,
             )  # fmt: skip
+
+
+class TestUpsampling:
+    """The statistics that LTX-2's upsampling pipeline restores are those that LTX-Video's does."""
+
+    LATENTS, REFERENCE = (RANDOM.standard_normal((2, 4, 3, *size), np.float32) * 2 for size in ((4, 6), (2, 3)))
+
+    @pytest.mark.parametrize("factor", [0.3, 1.0, -2.0])
+    def test_adain(self, factor: float) -> None:
+        theirs = LTX2LatentUpsamplePipeline.adain_filter_latent(
+            None, torch.from_numpy(self.LATENTS), torch.from_numpy(self.REFERENCE), factor
+        )
+        np.testing.assert_allclose(adain(self.LATENTS, self.REFERENCE, factor), theirs.numpy(), rtol=0, atol=1e-5)
+
+    @pytest.mark.parametrize("compression", [0.0, 0.6, 1.0])
+    def test_tone_map(self, compression: float) -> None:
+        theirs = LTX2LatentUpsamplePipeline.tone_map_latents(None, torch.from_numpy(self.LATENTS), compression)
+        np.testing.assert_allclose(tone_map(self.LATENTS, compression), theirs.numpy(), rtol=0, atol=1e-6)
