@@ -163,10 +163,20 @@ class AudioVae(Part):
 
 
 class Connectors(Part):
-    """The text as it is for the video; half of it for the sound."""
+    """The text as it is, for the sound its first channels."""
+
+    def __init__(self, audio_channels: int) -> None:
+        super().__init__()
+        self.audio_channels = audio_channels
 
     def forward(self, embeds: torch.Tensor, mask: torch.Tensor, padding_side: str) -> tuple[torch.Tensor, ...]:
-        return embeds, embeds[..., : embeds.shape[-1] // 2], mask
+        return embeds, embeds[..., : self.audio_channels], mask
+
+
+def audio_text_channels(transformer: LTX2VideoTransformer3DModel) -> int:
+    """Models of 2.0 project both texts themselves."""
+    config = transformer.config
+    return config.caption_channels if config.use_prompt_embeddings else config.audio_cross_attention_dim
 
 
 def make_pipeline(pipeline: Any, transformer: LTX2VideoTransformer3DModel, **scheduler: Any) -> Any:
@@ -176,7 +186,7 @@ def make_pipeline(pipeline: Any, transformer: LTX2VideoTransformer3DModel, **sch
         audio_vae=AudioVae(),
         text_encoder=None,
         tokenizer=None,
-        connectors=Connectors(),
+        connectors=Connectors(audio_text_channels(transformer)),
         transformer=transformer,
         vocoder=None,
     )

@@ -7,19 +7,25 @@ held, and what the network is told. Latents are of order 1 and are compared as d
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from diffusers import LTX2ConditionPipeline, LTX2ImageToVideoPipeline, LTX2Pipeline
+from diffusers import (
+    FlowMatchEulerDiscreteScheduler,
+    LTX2ConditionPipeline,
+    LTX2ImageToVideoPipeline,
+    LTX2Pipeline,
+)
 from diffusers.pipelines.ltx2.pipeline_ltx2_condition import LTX2VideoCondition
-from doubles.ltx2 import NEWER, Vae, make_host, make_pipeline, make_transformer
+from doubles.ltx2 import NEWER, Vae, audio_text_channels, make_host, make_pipeline, make_transformer
 from PIL import Image
 
 from telecine import Condition
 from telecine.denoise import denoise
-from telecine.families.ltx2 import conditions, finish
+from telecine.families.ltx2 import conditions, finish, schedule
 from telecine.families.ltx2.guidance import StepGuidance, request_guidance
 from telecine.families.ltx2.host import Host
 from telecine.families.ltx2.images import first_frame
@@ -29,7 +35,7 @@ from telecine.families.ltx2.sampler import AudioVideoSampler, Held
 from telecine.families.ltx2.schedule import DISTILLED_SIGMAS, SECOND_STAGE_SIGMAS, schedule_of
 from telecine.families.ltx2.start import Draw, Given, Placed, from_conditions, from_image, from_text
 from telecine.latents import pack
-from telecine.noise import Generator
+from telecine.noise import Generator, randn
 from telecine.shapes import VideoShape
 
 # A few steps of float32 sums in another order: rescaling divides by deviations that torch sums in float32.
@@ -101,10 +107,11 @@ def network(
                         hidden_states=torch.from_numpy(latents.video),
                         audio_hidden_states=torch.from_numpy(latents.audio),
                         encoder_hidden_states=embeds,
-                        audio_encoder_hidden_states=embeds[..., :8],
+                        audio_encoder_hidden_states=embeds[..., : audio_text_channels(transformer)],
                         timestep=torch.from_numpy(np.repeat(told.timesteps[np.newaxis], batch, axis=0)),
                         audio_timestep=torch.full((batch,), float(told.audio_timestep)),
                         sigma=timestep,
+                        audio_sigma=torch.full((batch,), float(told.audio_timestep)),
                         encoder_attention_mask=mask,
                         audio_encoder_attention_mask=mask,
                         isolate_modalities=each == "isolated",
@@ -125,6 +132,7 @@ class Run:
 
     def __init__(self, transformer: Any, text: dict[str, torch.Tensor], batch: int, **asked: Any) -> None:
         self.transformer, self.batch = transformer, batch
+        self.audio_scheduler: dict[str, Any] | None = None
         self.text = {name: value[:batch] for name, value in text.items()}
         self.asked = {"num_inference_steps": 3, **SIZE, **asked}
         self.seeds = [7] if batch == 1 else [7, 8]
@@ -136,7 +144,10 @@ class Run:
             name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
             for name, value in self.asked.items()
         }
-        video, audio = make_pipeline(pipeline, self.transformer)(
+        made = make_pipeline(pipeline, self.transformer)
+        if self.audio_scheduler is not None:
+            made.register_modules(audio_scheduler=FlowMatchEulerDiscreteScheduler(**self.audio_scheduler))
+        video, audio = made(
             generator=generators if self.batch > 1 else generators[0],
             output_type="latent", return_dict=False, **self.text, **asked, **extra,
         )  # fmt: skip
@@ -148,7 +159,7 @@ class Run:
     ) -> tuple[np.ndarray, np.ndarray]:
         text = {name: value.numpy() for name, value in self.text.items()}
         self.request = LTX2Request.resolve(self.asked, text, {"seed": self.seeds}, defaults)
-        self.host = Host.parse(make_host(self.transformer))
+        self.host = Host.parse(make_host(self.transformer, audio_scheduler=self.audio_scheduler))
         video = VideoShape.from_request(**SIZE, grid=self.host.grid)
         self.latent = video.latent(self.host.grid)
         self.draw = Draw(
@@ -169,6 +180,7 @@ class Run:
             )
             for config in (self.host.scheduler, self.host.audio_scheduler)
         ]
+        self.guidance = request_guidance(self.request, schedules[0].sigmas[:-1], self.host)
         done = denoise(
             network(
                 self.transformer, self.text, self.recorded.coords, use_cross_timestep=self.request.use_cross_timestep
@@ -177,7 +189,7 @@ class Run:
             sampler=AudioVideoSampler(
                 config=self.host.scheduler, schedule=schedules[0], audio_schedule=schedules[1], held=held
             ),
-            guidance=request_guidance(self.request, schedules[0].sigmas[:-1], self.host),
+            guidance=self.guidance,
         )
         return self.host.denormalize(finish.clip(done.video, self.latent)), self.host.denormalize_audio(done.audio)
 
@@ -296,3 +308,70 @@ def test_conditions_without_any_are_not_text_to_video(transformer: Any, text: An
     expected = run.diffusers(LTX2ConditionPipeline, monkeypatch)
     check(run.telecine(of_conditions(), CONDITION_DEFAULTS), expected)
     assert np.abs(run.telecine(of_text)[0] - expected[0]).max() > 0.1
+
+
+def test_a_model_of_2_0_is_told_its_own_timesteps_and_needs_no_perturbed_pass(text: Any, monkeypatch: Any) -> None:
+    older = make_transformer(rope_type="interleaved")
+    asked = {"use_cross_timestep": False, "spatio_temporal_guidance_blocks": [1]}
+    run = Run(older, text, 1, **asked)
+    expected = run.diffusers(LTX2ImageToVideoPipeline, monkeypatch, image=Image.fromarray(IMAGE), image_crf=0)
+    check(run.telecine(of_image), expected)
+    assert run.guidance.passes == ("negative", "positive", "isolated")
+
+
+def test_the_sound_may_have_a_scheduler_of_its_own(transformer: Any, text: Any, monkeypatch: Any) -> None:
+    run = Run(transformer, text, 1, **PLAIN | {"guidance_scale": 2.0, "guidance_rescale": 0.5})
+    run.audio_scheduler = {"shift": 3.0}
+    theirs = [LTX2VideoCondition(frames=VIDEO, index=1, strength=0.7)]
+    expected = run.diffusers(LTX2ConditionPipeline, monkeypatch, conditions=theirs)
+    check(run.telecine(of_conditions(Condition(video=VIDEO, index=1, strength=0.7)), CONDITION_DEFAULTS), expected)
+
+
+def combined(change: Callable[[StepGuidance], StepGuidance]) -> Callable[[StepGuidance, AudioVideo], AudioVideo]:
+    """Guidance of which something is left out, though the passes run."""
+    combine = StepGuidance.combine
+
+    def mutant(step: StepGuidance, predictions: AudioVideo) -> AudioVideo:
+        rows = {each: index for index, each in enumerate(step.passes)}
+        kept = change(step)
+        batch = len(predictions.video) // len(step.passes)
+        some = np.concatenate([np.arange(batch) + rows[each] * batch for each in kept.passes])
+        return combine(kept, AudioVideo(predictions.video[some], predictions.audio[some]))
+
+    return mutant
+
+
+def of_both(**changes: float) -> Callable[[StepGuidance], StepGuidance]:
+    return lambda step: replace(step, video=replace(step.video, **changes), audio=replace(step.audio, **changes))
+
+
+MUTANTS: dict[str, tuple[Any, str, Any]] = {
+    "the sound's noise drawn packed": (Draw, "audio", Draw.packed_audio),
+    "the video's noise drawn packed": (Draw, "video", lambda draw: np.ascontiguousarray(
+        randn(draw.generators, (draw.batch, draw.latent.tokens, draw.channels)).transpose(0, 2, 1)
+    ).reshape(draw.latent.array_shape(draw.batch, draw.channels))),
+    "no negative prompt": (StepGuidance, "combine", combined(of_both(guidance=1.0))),
+    "no perturbed pass": (StepGuidance, "combine", combined(of_both(stg=0.0))),
+    "no isolated pass": (StepGuidance, "combine", combined(of_both(modality=1.0))),
+    "no rescaling": (StepGuidance, "combine", combined(of_both(rescale=0.0))),
+    "the video's scales for the sound": (
+        StepGuidance, "combine", combined(lambda step: replace(step, audio=step.video))
+    ),
+    "the shift of another size": (schedule, "calculate_shift", lambda tokens, config: 2.05),
+    "what is held told as the others": (
+        Held, "timesteps", lambda held, timestep: np.full(len(held.strengths), timestep, np.float32)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_wrong_math_is_caught(transformer: Any, text: Any, monkeypatch: Any, name: str) -> None:
+    held = "held" in name
+    run = Run(transformer, text, 1, **GUIDANCES["defaults"])
+    image = {"image": Image.fromarray(IMAGE), "image_crf": 0} if held else {}
+    expected = run.diffusers(LTX2ImageToVideoPipeline if held else LTX2Pipeline, monkeypatch, **image)
+    where, attribute, mutant = MUTANTS[name]
+    monkeypatch.setattr(where, attribute, mutant)
+    got = run.telecine(of_image if held else of_text)
+    worst = max(np.abs(ours - theirs).max() for ours, theirs in zip(got, expected, strict=True))
+    assert worst > 100 * TOLERANCE
