@@ -5,12 +5,16 @@ The pipelines of diffusers run it whole; tests hand the same transformer to tele
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, LTX2VideoTransformer3DModel
+
+from telecine.families.ltx2.positions import spread
 
 LATENT_CHANNELS, AUDIO_CHANNELS, MEL_BINS = 4, 2, 8
 FREQUENCIES = {"rope": 3, "audio_rope": 1, "cross_attn_rope": 1}  # axes of each
@@ -163,14 +167,14 @@ class AudioVae(Part):
 
 
 class Connectors(Part):
-    """The text as it is, for the sound its first channels."""
+    """The text as it is, for the sound its first channels; and a mask of ones, as diffusers' own give."""
 
     def __init__(self, audio_channels: int) -> None:
         super().__init__()
         self.audio_channels = audio_channels
 
     def forward(self, embeds: torch.Tensor, mask: torch.Tensor, padding_side: str) -> tuple[torch.Tensor, ...]:
-        return embeds, embeds[..., : self.audio_channels], mask
+        return embeds, embeds[..., : self.audio_channels], torch.ones_like(mask)
 
 
 def audio_text_channels(transformer: LTX2VideoTransformer3DModel) -> int:
@@ -192,3 +196,85 @@ def make_pipeline(pipeline: Any, transformer: LTX2VideoTransformer3DModel, **sch
     )
     made.set_progress_bar_config(disable=True)
     return made
+
+
+class TorchSession:
+    """diffusers' transformer behind the inputs and outputs of telecine's graph (`families.ltx2.transformer`).
+
+    What the graph is to do with its inputs is done here with diffusers' flags: rows of a call are of one pass.
+    """
+
+    def __init__(self, transformer: LTX2VideoTransformer3DModel) -> None:
+        self._transformer, self._bound = transformer, {}
+
+    def bind(self, name: str, buffer: np.ndarray) -> None:
+        assert buffer.flags.c_contiguous
+        self._bound[name] = buffer
+
+    def unbind(self) -> None:
+        self._bound.clear()
+
+    def enqueue(self) -> None:
+        feeds = {name: torch.from_numpy(array) for name, array in self._bound.items()}
+        perturbed = (feeds["perturbation_mask"] == 0).all(dim=1)
+        assert ((feeds["perturbation_mask"] == 1).all(dim=1) | perturbed).all()
+        isolated = not feeds["modality_mask"].all()
+        assert not (isolated and feeds["modality_mask"].any())
+        with torch.no_grad(), self._inside(feeds):
+            velocities = self._transformer(
+                **{
+                    name: feeds[name]
+                    for name in (
+                        "hidden_states", "audio_hidden_states", "encoder_hidden_states",
+                        "audio_encoder_hidden_states", "timestep", "audio_timestep", "sigma", "audio_sigma",
+                    )
+                },
+                video_coords=torch.zeros(1, 3, 1),
+                audio_coords=torch.zeros(1, 1, 1),
+                spatio_temporal_guidance_blocks=perturbed.nonzero().flatten().tolist(),
+                isolate_modalities=isolated,
+                return_dict=False,
+            )  # fmt: skip
+        for name, made in zip(("velocity", "audio_velocity"), velocities, strict=True):
+            self._bound[name][:] = made.numpy()
+
+    @contextmanager
+    def _inside(self, feeds: dict[str, torch.Tensor]) -> Iterator[None]:
+        """Positions and cross timesteps from the feeds, in place of what diffusers makes of coordinates and flags."""
+        model = self._transformer
+        index = feeds["rope_index"].long()
+        gather = {
+            "rope": (model.rope, lambda table: table[torch.arange(3), index]),
+            "audio_rope": (model.audio_rope, lambda table: table[:, None]),
+            "cross_rope": (model.cross_attn_rope, lambda table: table[index[:, 0]][:, None]),
+            "cross_audio_rope": (model.cross_attn_audio_rope, lambda table: table[:, None]),
+        }
+        with ExitStack() as stack:
+            for name, (module, gathered) in gather.items():
+                tables = tuple(
+                    self._laid_out(module, gathered(feeds[f"{name}_{kind}"]).numpy(), identity, len(feeds["sigma"]))
+                    for kind, identity in (("cos", 1), ("sin", 0))
+                )
+                hook = module.register_forward_hook(lambda *_, tables=tables: tables)
+                stack.callback(hook.remove)
+            for name, side in (("cross_timestep", "video"), ("audio_cross_timestep", "audio")):
+                gate = getattr(model, f"av_cross_attn_{side}_{'a2v' if side == 'video' else 'v2a'}_gate")
+                scale = model.config.cross_attn_timestep_scale_multiplier / model.config.timestep_scale_multiplier
+                told = feeds[name].flatten()
+                for module, value in (
+                    (getattr(model, f"av_cross_attn_{side}_scale_shift"), told), (gate, told * scale),
+                ):  # fmt: skip
+                    hook = module.register_forward_pre_hook(
+                        lambda _, args, kwargs, value=value: ((value, *args[1:]), kwargs), with_kwargs=True
+                    )
+                    stack.callback(hook.remove)
+            yield
+
+    @staticmethod
+    def _laid_out(module: Any, gathered: np.ndarray, identity: float, rows: int) -> torch.Tensor:
+        columns = spread(gathered, module.dim, module.rope_type, identity)
+        if module.rope_type == "interleaved":
+            laid_out = np.repeat(columns, 2, axis=-1)
+        else:
+            laid_out = columns.reshape(len(columns), module.num_attention_heads, -1).transpose(1, 0, 2)
+        return torch.from_numpy(np.repeat(laid_out[np.newaxis], rows, axis=0))

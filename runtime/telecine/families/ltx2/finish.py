@@ -1,4 +1,14 @@
-"""What becomes of denoised tokens: latents as diffusers returns them, or as the two decoders take them."""
+"""What becomes of denoised tokens: latents as diffusers returns them, or as the two decoders take them.
+
+The graphs that follow (B videos, S latents of the sound; float32):
+
+| component | inputs | output |
+|---|---|---|
+| `vae_decoder` | `latents` (B, C, F, H, W), `timestep` (B) where it takes one | `video` (B, 3, 8(F-1)+1, 32H, 32W) |
+| `audio_vae_decoder` | `latents` (B, C, S, M) | `mel` (B, channels, 4S-3, mel bins) |
+| `vocoder` | `mel` | `audio` (B, channels, samples) in [-1, 1], with bandwidth extension from 2.3 on |
+| `latent_upsampler` | `latents` (B, C, F, H, W) of the decoder's scale, as these pipelines return them | `latents` |
+"""
 
 from __future__ import annotations
 

@@ -13,7 +13,9 @@ import numpy.typing as npt
 
 from telecine.families.ltx2 import audio
 from telecine.families.ltx2.audio import AudioGrid
+from telecine.families.ltx2.host import Host
 from telecine.families.ltx2.modalities import AudioVideo
+from telecine.families.ltx2.request import LTX2Request, checked_latents
 from telecine.families.ltx2.sampler import Held
 from telecine.latents import pack
 from telecine.noise import Generator, randn
@@ -62,6 +64,25 @@ class Given:
 
     video: Array | None = None
     audio: Array | None = None
+
+    @classmethod
+    def of(cls, request: LTX2Request, host: Host, draw: Draw) -> Given:
+        """The request's `latents` and `audio_latents`, which are of the decoders' scale, as diffusers returns them.
+
+        Raises:
+            RequestError: another shape than the request's, or values that are not finite.
+        """
+        video, sound = request.latents, request.audio_latents
+        if video is not None:
+            shape = draw.latent.array_shape(draw.batch, draw.channels)
+            video = checked_latents("latents", video, shape, "(videos, channels, frames, height, width)")
+        if sound is not None:
+            audio_shape = draw.audio_grid.array_shape(draw.batch, draw.audio_latents)
+            sound = checked_latents("audio_latents", sound, audio_shape, "(videos, channels, latents, bands)")
+        return cls(
+            video=None if video is None else pack(host.normalize(video)),
+            audio=None if sound is None else host.normalize_audio(sound),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -1,7 +1,10 @@
 """From a prompt's tokens to what the connectors are fed: which token stands where is decided here.
 
-The text encoder's graph gives each token's features, its hidden states already normalised and projected; connectors
-are transformers over them, in which learned registers may stand in place of padding.
+The text encoder's graph takes `input_ids` and `attention_mask`, (B, L) int64, and gives `prompt_embeds` (B, L, D): each
+token's hidden states of all layers, normalised and projected, which is what a caller may pass as `prompt_embeds` too. D
+is `caption_channels` up to 2.0; from 2.3 on, `video_hidden_dim` channels for the video, then `audio_hidden_dim` for the
+sound. (diffusers' own `prompt_embeds` come before that, with 188,160 channels, and never leave the graph.) Connectors
+are transformers over these features, in which learned registers may stand in place of padding.
 
 The connectors' graph (B prompts, L text length):
 

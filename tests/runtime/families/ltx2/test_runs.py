@@ -1,12 +1,14 @@
 """Whole runs of telecine's math around diffusers' own transformer, against the pipelines of diffusers.
 
-Both sides share the network, so that what differs is the host's: noise and its order, schedules, guidance, what is
-held, and what the network is told. Latents are of order 1 and are compared as diffusers returns them.
+Here the transformer stands behind the inputs of telecine's graph, there it is diffusers'. What differs is the host's:
+noise and its order, schedules, guidance, what is held, positions, and what the network is told. Latents are of order 1
+and are compared as diffusers returns them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -20,20 +22,24 @@ from diffusers import (
     LTX2Pipeline,
 )
 from diffusers.pipelines.ltx2.pipeline_ltx2_condition import LTX2VideoCondition
-from doubles.ltx2 import NEWER, Vae, audio_text_channels, make_host, make_pipeline, make_transformer
+from doubles.ltx2 import NEWER, TorchSession, Vae, audio_text_channels, make_host, make_pipeline, make_transformer
 from PIL import Image
 
 from telecine import Condition
 from telecine.denoise import denoise
+from telecine.errors import RequestError
 from telecine.families.ltx2 import conditions, finish, schedule
+from telecine.families.ltx2 import transformer as transformer_module
 from telecine.families.ltx2.guidance import StepGuidance, request_guidance
 from telecine.families.ltx2.host import Host
 from telecine.families.ltx2.images import first_frame
-from telecine.families.ltx2.modalities import AudioVideo, Told, clean
+from telecine.families.ltx2.modalities import AudioVideo
+from telecine.families.ltx2.positions import Keyframe, rope_inputs
 from telecine.families.ltx2.request import CONDITION_DEFAULTS, DEFAULTS, LTX2Request
 from telecine.families.ltx2.sampler import AudioVideoSampler, Held
 from telecine.families.ltx2.schedule import DISTILLED_SIGMAS, SECOND_STAGE_SIGMAS, schedule_of
 from telecine.families.ltx2.start import Draw, Given, Placed, from_conditions, from_image, from_text
+from telecine.families.ltx2.transformer import BoundTransformer, timestep_inputs
 from telecine.latents import pack
 from telecine.noise import Generator, randn
 from telecine.shapes import VideoShape
@@ -75,56 +81,9 @@ def text() -> dict[str, torch.Tensor]:
     }
 
 
-class Recorded:
-    """The transformer, which remembers what a pipeline told it of positions."""
-
-    def __init__(self, transformer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.coords: dict[str, torch.Tensor] = {}
-        forward = transformer.forward
-
-        def remember(*args: Any, **kwargs: Any) -> Any:
-            self.coords = {name: kwargs[name] for name in ("video_coords", "audio_coords")}
-            return forward(*args, **kwargs)
-
-        monkeypatch.setattr(transformer, "forward", remember)
-
-
-def network(
-    transformer: Any, text: dict[str, torch.Tensor], coords: dict[str, torch.Tensor], *, use_cross_timestep: bool
-) -> Callable[[AudioVideo, Told, StepGuidance], AudioVideo]:
-    """diffusers' transformer as the network of telecine's loop, one pass after the other."""
-
-    def run(latents: AudioVideo, told: Told, guided: StepGuidance) -> AudioVideo:
-        batch = len(latents.video)
-        made = []
-        for each in guided.passes:
-            side = "negative_prompt" if each == "negative" else "prompt"
-            embeds, mask = text[f"{side}_embeds"][:batch], text[f"{side}_attention_mask"][:batch]
-            timestep = torch.full((batch,), float(told.timestep))
-            with torch.no_grad():
-                made.append(
-                    transformer(
-                        hidden_states=torch.from_numpy(latents.video),
-                        audio_hidden_states=torch.from_numpy(latents.audio),
-                        encoder_hidden_states=embeds,
-                        audio_encoder_hidden_states=embeds[..., : audio_text_channels(transformer)],
-                        timestep=torch.from_numpy(np.repeat(told.timesteps[np.newaxis], batch, axis=0)),
-                        audio_timestep=torch.full((batch,), float(told.audio_timestep)),
-                        sigma=timestep,
-                        audio_sigma=torch.full((batch,), float(told.audio_timestep)),
-                        encoder_attention_mask=mask,
-                        audio_encoder_attention_mask=mask,
-                        isolate_modalities=each == "isolated",
-                        spatio_temporal_guidance_blocks=guided.stg_blocks if each == "perturbed" else None,
-                        use_cross_timestep=use_cross_timestep,
-                        return_dict=False,
-                        **{name: value[:batch] for name, value in coords.items()},
-                    )
-                )
-        velocities = AudioVideo(*(np.concatenate([one.numpy() for one in each]) for each in zip(*made, strict=True)))
-        return clean(velocities, latents, told)
-
-    return run
+@contextmanager
+def untimed(_: str) -> Iterator[None]:
+    yield
 
 
 class Run:
@@ -133,12 +92,12 @@ class Run:
     def __init__(self, transformer: Any, text: dict[str, torch.Tensor], batch: int, **asked: Any) -> None:
         self.transformer, self.batch = transformer, batch
         self.audio_scheduler: dict[str, Any] | None = None
+        self.keyframes: list[Keyframe] = []
         self.text = {name: value[:batch] for name, value in text.items()}
         self.asked = {"num_inference_steps": 3, **SIZE, **asked}
         self.seeds = [7] if batch == 1 else [7, 8]
 
-    def diffusers(self, pipeline: Any, monkeypatch: pytest.MonkeyPatch, **extra: Any) -> tuple[np.ndarray, np.ndarray]:
-        self.recorded = Recorded(self.transformer, monkeypatch)
+    def diffusers(self, pipeline: Any, **extra: Any) -> tuple[np.ndarray, np.ndarray]:
         generators = [torch.Generator().manual_seed(seed) for seed in self.seeds]
         asked = {
             name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
@@ -151,7 +110,6 @@ class Run:
             generator=generators if self.batch > 1 else generators[0],
             output_type="latent", return_dict=False, **self.text, **asked, **extra,
         )  # fmt: skip
-        monkeypatch.undo()
         return video.numpy(), audio.numpy()
 
     def telecine(
@@ -181,24 +139,29 @@ class Run:
             for config in (self.host.scheduler, self.host.audio_scheduler)
         ]
         self.guidance = request_guidance(self.request, schedules[0].sigmas[:-1], self.host)
-        done = denoise(
-            network(
-                self.transformer, self.text, self.recorded.coords, use_cross_timestep=self.request.use_cross_timestep
-            ),
-            latents,
-            sampler=AudioVideoSampler(
-                config=self.host.scheduler, schedule=schedules[0], audio_schedule=schedules[1], held=held
-            ),
-            guidance=self.guidance,
+        sampler = AudioVideoSampler(
+            config=self.host.scheduler, schedule=schedules[0], audio_schedule=schedules[1], held=held
         )
+        rope = rope_inputs(
+            self.host.rope, self.latent, self.draw.audio_latents, self.request.conditioning_frame_rate, self.keyframes
+        )
+        with BoundTransformer(
+            TorchSession(self.transformer), self.texts(text), rope, latents, self.host.transformer_blocks,
+            use_cross_timestep=self.request.use_cross_timestep, stage=untimed,
+        ) as network:  # fmt: skip
+            done = denoise(network, latents, sampler=sampler, guidance=self.guidance)
         return self.host.denormalize(finish.clip(done.video, self.latent)), self.host.denormalize_audio(done.audio)
 
+    def texts(self, text: dict[str, np.ndarray]) -> dict[Any, AudioVideo]:
+        """What `doubles.ltx2.Connectors` makes of each side."""
+        channels = audio_text_channels(self.transformer)
+        sides = {"positive": text["prompt_embeds"], "negative": text["negative_prompt_embeds"]}
+        return {
+            side: AudioVideo(embeds, np.ascontiguousarray(embeds[..., :channels])) for side, embeds in sides.items()
+        }
+
     def given(self) -> Given:
-        video, audio = self.request.latents, self.request.audio_latents
-        return Given(
-            video=None if video is None else pack(self.host.normalize(video)),
-            audio=None if audio is None else self.host.normalize_audio(audio),
-        )
+        return Given.of(self.request, self.host, self.draw)
 
 
 def of_text(run: Run) -> tuple[AudioVideo, Held | None]:
@@ -222,6 +185,7 @@ def of_conditions(*given: Condition) -> Callable[[Run], tuple[AudioVideo, Held |
             latents = Vae().encode(torch.from_numpy(item.pixels)).latent_dist.mode().numpy()
             tokens = pack(run.host.normalize_encoded(latents))
             placed[item.index == 0].append(Placed(tokens=tokens, strength=item.strength))
+        run.keyframes = [item.keyframe(grid) for item in items if item.index]
         share = run.request.share_of_noise(conditioned=True)
         return from_conditions(run.draw, placed[True], placed[False], run.given(), share)
 
@@ -244,43 +208,50 @@ def latents_of(batch: int) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("name", GUIDANCES)
 @pytest.mark.parametrize("batch", [1, 2])
-def test_text_to_video(transformer: Any, text: Any, monkeypatch: Any, name: str, batch: int) -> None:
+def test_text_to_video(transformer: Any, text: Any, name: str, batch: int) -> None:
     run = Run(transformer, text, batch, **GUIDANCES[name])
-    expected = run.diffusers(LTX2Pipeline, monkeypatch)
+    expected = run.diffusers(LTX2Pipeline)
     check(run.telecine(of_text), expected)
 
 
 @pytest.mark.parametrize("pipeline", [LTX2Pipeline, LTX2ImageToVideoPipeline, LTX2ConditionPipeline])
-def test_the_second_stage_of_a_distilled_model(transformer: Any, text: Any, monkeypatch: Any, pipeline: Any) -> None:
+def test_the_second_stage_of_a_distilled_model(transformer: Any, text: Any, pipeline: Any) -> None:
     run = Run(
         transformer, text, 2, sigmas=list(SECOND_STAGE_SIGMAS), noise_scale=SECOND_STAGE_SIGMAS[0],
         **PLAIN, **latents_of(2),
     )  # fmt: skip
-    expected = run.diffusers(pipeline, monkeypatch)
+    expected = run.diffusers(pipeline)
     starts: Any = {LTX2Pipeline: of_text, LTX2ImageToVideoPipeline: of_image, LTX2ConditionPipeline: of_conditions()}
     check(run.telecine(starts[pipeline]), expected)
 
 
-def test_given_latents_without_noise_still_draw(transformer: Any, text: Any, monkeypatch: Any) -> None:
+@pytest.mark.parametrize("name", ["latents", "audio_latents"])
+def test_given_latents_must_fit(transformer: Any, text: Any, name: str) -> None:
+    given = latents_of(1)
+    given[name] = given[name][:, :, :-1]
+    run = Run(transformer, text, 1, **PLAIN, **given)
+    with pytest.raises(RequestError, match=f"{name} have shape"):
+        run.telecine(of_text)
+
+
+def test_given_latents_without_noise_still_draw(transformer: Any, text: Any) -> None:
     run = Run(transformer, text, 1, **PLAIN, latents=latents_of(1)["latents"])
-    expected = run.diffusers(LTX2Pipeline, monkeypatch)
+    expected = run.diffusers(LTX2Pipeline)
     check(run.telecine(of_text), expected)  # the sound's noise comes after a draw that is used for nothing
 
 
 @pytest.mark.parametrize("name", ["plain", "defaults"])
 @pytest.mark.parametrize("batch", [1, 2])
-def test_image_to_video(transformer: Any, text: Any, monkeypatch: Any, name: str, batch: int) -> None:
+def test_image_to_video(transformer: Any, text: Any, name: str, batch: int) -> None:
     run = Run(transformer, text, batch, **GUIDANCES[name])
     images = [Image.fromarray(IMAGE)] * batch
-    expected = run.diffusers(
-        LTX2ImageToVideoPipeline, monkeypatch, image=images if batch > 1 else images[0], image_crf=0
-    )
+    expected = run.diffusers(LTX2ImageToVideoPipeline, image=images if batch > 1 else images[0], image_crf=0)
     check(run.telecine(of_image), expected)
 
 
 @pytest.mark.parametrize("name", ["plain", "defaults"])
 @pytest.mark.parametrize("batch", [1, 2])
-def test_conditions(transformer: Any, text: Any, monkeypatch: Any, name: str, batch: int) -> None:
+def test_conditions(transformer: Any, text: Any, name: str, batch: int) -> None:
     run = Run(transformer, text, batch, **GUIDANCES[name], motion_speed=0.5)
     theirs = [
         LTX2VideoCondition(frames=Image.fromarray(IMAGE), index=0, strength=0.8, crf=0),
@@ -292,38 +263,38 @@ def test_conditions(transformer: Any, text: Any, monkeypatch: Any, name: str, ba
         Condition(video=VIDEO, frame_index=1, strength=0.6),
         Condition(image=IMAGE, index=-1, crf=0),
     ]
-    expected = run.diffusers(LTX2ConditionPipeline, monkeypatch, conditions=theirs)
+    expected = run.diffusers(LTX2ConditionPipeline, conditions=theirs)
     check(run.telecine(of_conditions(*ours), CONDITION_DEFAULTS), expected)
 
 
-def test_conditions_on_given_latents(transformer: Any, text: Any, monkeypatch: Any) -> None:
+def test_conditions_on_given_latents(transformer: Any, text: Any) -> None:
     run = Run(transformer, text, 1, sigmas=list(SECOND_STAGE_SIGMAS), **PLAIN, **latents_of(1))
     theirs = [LTX2VideoCondition(frames=VIDEO, index=0, strength=0.7)]
-    expected = run.diffusers(LTX2ConditionPipeline, monkeypatch, conditions=theirs)
+    expected = run.diffusers(LTX2ConditionPipeline, conditions=theirs)
     check(run.telecine(of_conditions(Condition(video=VIDEO, strength=0.7)), CONDITION_DEFAULTS), expected)
 
 
-def test_conditions_without_any_are_not_text_to_video(transformer: Any, text: Any, monkeypatch: Any) -> None:
+def test_conditions_without_any_are_not_text_to_video(transformer: Any, text: Any) -> None:
     run = Run(transformer, text, 1, **PLAIN, sigmas=list(DISTILLED_SIGMAS)[4:])
-    expected = run.diffusers(LTX2ConditionPipeline, monkeypatch)
+    expected = run.diffusers(LTX2ConditionPipeline)
     check(run.telecine(of_conditions(), CONDITION_DEFAULTS), expected)
     assert np.abs(run.telecine(of_text)[0] - expected[0]).max() > 0.1
 
 
-def test_a_model_of_2_0_is_told_its_own_timesteps_and_needs_no_perturbed_pass(text: Any, monkeypatch: Any) -> None:
+def test_a_model_of_2_0_is_told_its_own_timesteps_and_needs_no_perturbed_pass(text: Any) -> None:
     older = make_transformer(rope_type="interleaved")
     asked = {"use_cross_timestep": False, "spatio_temporal_guidance_blocks": [1]}
     run = Run(older, text, 1, **asked)
-    expected = run.diffusers(LTX2ImageToVideoPipeline, monkeypatch, image=Image.fromarray(IMAGE), image_crf=0)
+    expected = run.diffusers(LTX2ImageToVideoPipeline, image=Image.fromarray(IMAGE), image_crf=0)
     check(run.telecine(of_image), expected)
     assert run.guidance.passes == ("negative", "positive", "isolated")
 
 
-def test_the_sound_may_have_a_scheduler_of_its_own(transformer: Any, text: Any, monkeypatch: Any) -> None:
+def test_the_sound_may_have_a_scheduler_of_its_own(transformer: Any, text: Any) -> None:
     run = Run(transformer, text, 1, **PLAIN | {"guidance_scale": 2.0, "guidance_rescale": 0.5})
     run.audio_scheduler = {"shift": 3.0}
     theirs = [LTX2VideoCondition(frames=VIDEO, index=1, strength=0.7)]
-    expected = run.diffusers(LTX2ConditionPipeline, monkeypatch, conditions=theirs)
+    expected = run.diffusers(LTX2ConditionPipeline, conditions=theirs)
     check(run.telecine(of_conditions(Condition(video=VIDEO, index=1, strength=0.7)), CONDITION_DEFAULTS), expected)
 
 
@@ -358,6 +329,11 @@ MUTANTS: dict[str, tuple[Any, str, Any]] = {
         StepGuidance, "combine", combined(lambda step: replace(step, audio=step.video))
     ),
     "the shift of another size": (schedule, "calculate_shift", lambda tokens, config: 2.05),
+    "another frame rate": (LTX2Request, "conditioning_frame_rate", property(lambda request: request.frame_rate + 1)),
+    "what is held tells the sound": (
+        transformer_module, "timestep_inputs",
+        lambda told, rows, *, use_cross_timestep: timestep_inputs(told, rows, use_cross_timestep=False),
+    ),
     "what is held told as the others": (
         Held, "timesteps", lambda held, timestep: np.full(len(held.strengths), timestep, np.float32)
     ),
@@ -369,7 +345,7 @@ def test_wrong_math_is_caught(transformer: Any, text: Any, monkeypatch: Any, nam
     held = "held" in name
     run = Run(transformer, text, 1, **GUIDANCES["defaults"])
     image = {"image": Image.fromarray(IMAGE), "image_crf": 0} if held else {}
-    expected = run.diffusers(LTX2ImageToVideoPipeline if held else LTX2Pipeline, monkeypatch, **image)
+    expected = run.diffusers(LTX2ImageToVideoPipeline if held else LTX2Pipeline, **image)
     where, attribute, mutant = MUTANTS[name]
     monkeypatch.setattr(where, attribute, mutant)
     got = run.telecine(of_image if held else of_text)
