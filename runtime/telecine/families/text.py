@@ -16,7 +16,12 @@ from telecine.tokenizer import TokenizedText
 logger = logging.getLogger(__name__)
 
 Array = npt.NDArray[np.float32]
-SIDES: Mapping[Pass, str] = {"negative": "negative_prompt", "positive": "prompt", "perturbed": "prompt"}
+SIDES: Mapping[Pass, str] = {
+    "negative": "negative_prompt",
+    "positive": "prompt",
+    "perturbed": "prompt",
+    "isolated": "prompt",
+}
 
 
 def prompt_embeddings(
