@@ -35,7 +35,7 @@ def prompt_embeddings(
     given = {side: request.embeds(side, text_channels) for side in sides}
     length = given["prompt"][0].shape[1] if given["prompt"] else request.max_sequence_length
     # All is tokenized before the text encoder, gigabytes of it, is loaded for any.
-    tokens = {side: _tokenize(models, _prompts(request, side), length) for side in sides if given[side] is None}
+    tokens = {side: _tokenize(models, prompts_of(request, side), length) for side in sides if given[side] is None}
     encode = _encode if attend_pads else _encode_unpadded
     parts = {side: given[side] or encode(models, tokens[side]) for side in sides}
     # Each prompt's videos stand together (diffusers tiles its masks in another order than its embeddings).
@@ -46,7 +46,7 @@ def prompt_embeddings(
     return embeds, mask
 
 
-def _prompts(request: Request, side: str) -> list[str]:
+def prompts_of(request: Request, side: str) -> list[str]:
     """One text a prompt: a single negative prompt, or none, is everyone's."""
     texts = getattr(request, side) or ""
     return [texts] * request.prompts if isinstance(texts, str) else list(texts)
@@ -54,9 +54,14 @@ def _prompts(request: Request, side: str) -> list[str]:
 
 def _tokenize(models: Models, prompts: list[str], length: int) -> TokenizedText:
     tokens = models.tokenizer.encode(prompts, max_sequence_length=length)
-    for removed in filter(None, tokens.truncated):
-        logger.warning("the prompt is longer than max_sequence_length=%d tokens; cut off: %r", length, removed)
+    warn_of_truncation(tokens)
     return tokens
+
+
+def warn_of_truncation(tokens: TokenizedText) -> None:
+    for removed in filter(None, tokens.truncated):
+        length = tokens.input_ids.shape[1]
+        logger.warning("the prompt is longer than max_sequence_length=%d tokens; cut off: %r", length, removed)
 
 
 def _encode(models: Models, tokens: TokenizedText) -> tuple[Array, Array]:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors
-from doubles.ltx2 import frequencies
+from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors, per_layer_masked_mean_norm
+from doubles.ltx2 import frequencies, make_host, make_transformer
 from transformers import GemmaTokenizer
 
 from telecine.errors import RequestError
+from telecine.families.ltx2.host import Host
+from telecine.families.ltx2.prompts import texts
+from telecine.families.ltx2.request import DEFAULTS, LTX2Request
 from telecine.families.ltx2.text import Connectors, packing, tokenize
 from telecine.tokenizer import Tokenizer
 
@@ -126,3 +130,75 @@ def test_registers_must_fill_the_text() -> None:
     host = Connectors(registers=128, base_length=4096, frequencies=np.ones(4), audio_frequencies=np.ones(4))
     with pytest.raises(RequestError, match="multiple of 128"):
         host.inputs(np.ones((1, 200), np.float32))
+
+
+class TextEncoder:
+    """Hidden states that tell ids apart, with diffusers' normalisation and projection, one prompt a call."""
+
+    def __init__(self, connectors: LTX2TextConnectors) -> None:
+        self.connectors = connectors
+        self.table = torch.randn(300, 16 * 3, generator=torch.Generator().manual_seed(4))
+
+    def run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        assert {name: (len(each), each.dtype) for name, each in feeds.items()} == {
+            "input_ids": (1, np.int64), "attention_mask": (1, np.int64),
+        }  # fmt: skip
+        mask = torch.from_numpy(feeds["attention_mask"])
+        hidden = self.table[torch.from_numpy(feeds["input_ids"])].unflatten(2, (16, 3))
+        normed = per_layer_masked_mean_norm(hidden, mask.sum(dim=-1), "cpu")
+        with torch.no_grad():
+            return {"prompt_embeds": self.connectors.text_proj_in(normed).numpy()}
+
+
+class ConnectorsGraph:
+    """What the graph does with its inputs; rows that are packed already stay as they are in diffusers' connectors."""
+
+    def __init__(self, connectors: LTX2TextConnectors) -> None:
+        self.connectors = connectors
+
+    def run(self, feeds: dict[str, Any]) -> dict[str, np.ndarray]:
+        rows = np.take_along_axis(feeds["prompt_embeds"], feeds["token_index"][..., np.newaxis], axis=1)
+        outputs = {}
+        for name, side in (("encoder_hidden_states", "video"), ("audio_encoder_hidden_states", "audio")):
+            connector = getattr(self.connectors, f"{side}_connector")
+            own = connector.learnable_registers.detach().numpy()[np.arange(rows.shape[1]) % REGISTERS]
+            packed = torch.from_numpy(np.where(feeds["token_mask"][..., np.newaxis] > 0, rows, own))
+            with torch.no_grad():
+                outputs[name] = connector(packed, torch.zeros(len(rows), 1, 1, rows.shape[1]))[0].numpy()
+        return outputs
+
+
+@pytest.mark.parametrize("asked", [{}, {"num_videos_per_prompt": 2}, {"negative_prompt": ["the snow", "sings"]}])
+@pytest.mark.parametrize("embedded", [False, True])
+def test_prompts_become_what_diffusers_attends_to(
+    tokenizer: Tokenizer, gemma: Any, asked: dict[str, Any], embedded: bool
+) -> None:
+    connectors = make_connectors(REGISTERS)
+    sessions: Any = {"text_encoder": TextEncoder(connectors), "connectors": ConnectorsGraph(connectors)}
+    models: Any = SimpleNamespace(tokenizer=tokenizer, session=sessions.__getitem__)
+    told = make_host(make_transformer())
+    told["connectors"] |= {"registers": REGISTERS}
+    given: dict[str, Any] = {"prompt": PROMPTS[:2], "max_sequence_length": 12}
+    sides = {"negative": asked.get("negative_prompt", [""] * 2), "positive": PROMPTS[:2]}
+    tokens = {
+        side: gemma([each.strip() for each in prompts], padding="max_length", max_length=12, return_tensors="np")
+        for side, prompts in sides.items()
+    }
+    if embedded:  # the same features, made before
+        ids, mask = tokens["positive"].input_ids, tokens["positive"].attention_mask
+        rows = [
+            sessions["text_encoder"].run({"input_ids": ids[row, None], "attention_mask": mask[row, None]})
+            for row in range(2)
+        ]
+        embeds = np.concatenate([row["prompt_embeds"] for row in rows])
+        given = {"prompt_embeds": embeds, "prompt_attention_mask": mask.astype(np.float32), "max_sequence_length": 12}
+    request = LTX2Request.resolve(given, asked, DEFAULTS)
+    made = texts(models, request, Host.parse(told), ("negative", "positive", "isolated"))
+    assert list(made) == ["negative", "positive"]
+    for side, each in tokens.items():
+        hidden = sessions["text_encoder"].table[torch.from_numpy(each.input_ids)]
+        with torch.no_grad():
+            video, audio, _ = connectors(hidden, torch.from_numpy(each.attention_mask), padding_side="left")
+        for ours, theirs in zip(made[side], (video, audio), strict=True):
+            expected = theirs.repeat_interleave(request.num_videos_per_prompt, dim=0).numpy()
+            np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5)
