@@ -38,11 +38,11 @@ class BoundTransformer:
         self._session, self._blocks, self._passes = session, host.transformer_blocks, passes
         # B rows a pass. A step's passes are neighbours: it binds a range of rows, and nothing is copied.
         self._rows: dict[str, Array] = {
-            "hidden_states": np.empty((rows, tokens, channels), np.float32),
+            "hidden_states": session.empty((rows, tokens, channels), np.float32),
             "encoder_hidden_states": text,
             "encoder_attention_mask": mask,
-            "timestep": np.empty((rows, timestep_tokens), np.float32),
-            "velocity": np.empty((rows, tokens, channels), np.float32),
+            "timestep": session.empty((rows, timestep_tokens), np.float32),
+            "velocity": session.empty((rows, tokens, channels), np.float32),
         }
         for name, table in {"rope_cos": rope.cos, "rope_sin": rope.sin, "rope_index": rope.index}.items():
             session.bind(name, table)
@@ -54,7 +54,7 @@ class BoundTransformer:
         rows = slice(first, first + len(passes) * self._batch)
         self._bound = {name: buffer[rows] for name, buffer in self._rows.items()}
         self._bound_passes = passes
-        self._stg_mode = np.zeros((self._blocks, len(passes) * self._batch), np.int32)
+        self._stg_mode = self._session.empty((self._blocks, len(passes) * self._batch), np.int32)
         for name, buffer in (self._bound | {"stg_mode": self._stg_mode}).items():
             self._session.bind(name, buffer)
 
