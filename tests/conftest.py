@@ -7,7 +7,7 @@ import fcntl
 import importlib.util
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,23 @@ def tiny_bundle(shared: Callable[..., Path], tiny_source: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_bundle_on_main_graphs(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tiny_bundle` without the graphs that are for ONNX Runtime's CPU provider alone: what engines are made of."""
+    bundle = tmp_path_factory.mktemp("main-graphs") / "bundle"
+    shutil.copytree(tiny_bundle, bundle)
+    manifest = Bundle.open(bundle).manifest
+    components = {
+        name: dataclasses.replace(
+            part,
+            graphs={role: dataclasses.replace(graph, onnxruntime_cpu=None) for role, graph in part.graphs.items()},
+        )
+        for name, part in manifest.components.items()
+    }
+    (bundle / FILE_NAME).write_text(dataclasses.replace(manifest, components=components).dump())
+    return bundle
+
+
+@pytest.fixture(scope="session")
 def plain_source(shared: Callable[..., Path]) -> Path:
     """A tiny checkpoint whose decoder takes no timestep (LTX-Video 0.9.0), with another seed."""
     make = load_script("make_tiny_checkpoint").make_tiny_checkpoint
@@ -136,6 +153,30 @@ def temporal_bundle(
     return shared(
         "temporal-bundle", lambda path: export_with_upscaler(plain_source, path, temporal_upscaler, plain_bundle)
     )
+
+
+@pytest.fixture(scope="session")
+def cogvideox(shared: Callable[..., Path]) -> Callable[..., tuple[Path, Path]]:
+    """`cogvideox("5b")`: a tiny checkpoint in the style of a release, and its bundle. Read only.
+
+    All styles have the same T5 and the same VAE's weights: those are traced once.
+    """
+    make = load_script("make_tiny_cogvideox").make_tiny_cogvideox
+
+    def get(style: str) -> tuple[Path, Path]:
+        source = shared(f"cogvideox-{style}-source", lambda path: make(path, style=style))
+        if style == "2b":
+            return source, shared(f"cogvideox-{style}-bundle", lambda path: _export(source, path))
+        _, first = get("2b")
+        return source, shared(f"cogvideox-{style}-bundle", lambda path: _export_style(source, path, first))
+
+    return get
+
+
+def _export_style(source: Path, destination: Path, first: Path) -> None:
+    from telecine_export.source import open_source
+
+    _export_but(open_source(str(source)), destination, first, anew={"transformer"})
 
 
 @pytest.fixture(scope="session")
@@ -214,15 +255,21 @@ def _export(source: Path, destination: Path) -> None:
 
 def export_with_upscaler(source: Path, destination: Path, upscaler: Path, exported: Path) -> None:
     """`telecine export --upscaler`, but what the bundle `exported` has is copied from there: tracing takes a while."""
-    from telecine_export import export
     from telecine_export.source import open_source
     from telecine_export.upscaler import with_upscaler
+
+    _export_but(with_upscaler(open_source(str(source)), str(upscaler)), destination, exported)
+
+
+def _export_but(opened: Any, destination: Path, exported: Path, anew: Collection[str] = ()) -> None:
+    """Export a source, but copy what the bundle `exported` has too, and what is not to be made `anew`."""
+    from telecine_export import export
 
     components = Bundle.open(exported).manifest.components
 
     def copy_or_export(opened: Any, folder: Path, specs: Any, **options: Any) -> Any:
         name = specs[0].component
-        if name not in components:
+        if name not in components or name in anew:
             return export_component(opened, folder, specs, **options)
         shutil.copytree(exported / name, folder / name)
         return components[name]
@@ -230,4 +277,4 @@ def export_with_upscaler(source: Path, destination: Path, upscaler: Path, export
     export_component = export.export_component
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export, "export_component", copy_or_export)
-        export.export_bundle(with_upscaler(open_source(str(source)), str(upscaler)), destination)
+        export.export_bundle(opened, destination)

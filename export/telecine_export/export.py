@@ -21,8 +21,11 @@ from telecine.bundle import Bundle, file_entry, is_bundle
 from telecine.errors import RequestError, SourceError
 from telecine.manifest import FILE_NAME, FORMAT, Component, FileEntry, Graph, Manifest, Quality, TensorSpec
 from telecine.peak_memory import PeakMemory
+from telecine_export.checkpoints.joined import Joined
 from telecine_export.families import Family, family_of
+from telecine_export.fused_qkv import fuse_qkv
 from telecine_export.graphs import GraphSpec
+from telecine_export.onnxruntime_cpu import for_onnxruntime_cpu
 from telecine_export.precision.calibration import Calibration, calibrate
 from telecine_export.precision.gate import Gate, Judge, Plans, pass_gate
 from telecine_export.precision.plans import plan_components
@@ -34,6 +37,7 @@ from telecine_export.tokenizer import save_tokenizer_json
 from telecine_export.weights import WeightsWriter
 
 OPSETS = (20, 23)
+FUSED = "transformer"  # the component that `fuse` is about
 DEFAULT_OPSET = 23
 DEFAULT_GATE = Gate()
 PLAIN = Policy()
@@ -67,6 +71,7 @@ def export_bundle(
     precision: str = "fp32",
     components: Mapping[str, str] | None = None,
     opset: int = DEFAULT_OPSET,
+    fuse: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
     gate: Gate | None = DEFAULT_GATE,
@@ -79,7 +84,8 @@ def export_bundle(
     `components` has the precision of single components, where it is another than `precision`. What is below float32
     must pass the `gate`: runs next to those of a `reference`, the same source exported at fp32, which is made in a
     temporary folder where none is given; None measures nothing. fp8 is calibrated on the reference too. `traces` are
-    kept by a caller that exports several bundles of one source.
+    kept by a caller that exports several bundles of one source. `fuse` joins the transformer's projections
+    (`fused_qkv`).
 
     Raises:
         SourceError: the source is incomplete, of an unknown family, an option cannot act, or the gate was not passed.
@@ -89,7 +95,7 @@ def export_bundle(
     """
     _check_opset(opset, traces)
     family = family_of(source)
-    specs = family.graphs(source)
+    specs = [fuse_qkv(spec) if fuse and spec.component == FUSED else spec for spec in family.graphs(source)]
     plans = plan_components(family.policies, [spec.component for spec in specs], precision, components or {})
     _check_measuring(plans, gate, calibration, reference)
     progress, traces = progress or Progress(), traces or Traces(opset)
@@ -101,7 +107,7 @@ def export_bundle(
         if not _needs_reference(plans, gate):
             writer.write(plans)
         else:
-            export = partial(export_bundle, source, precision="fp32", opset=opset, traces=traces)
+            export = partial(export_bundle, source, precision="fp32", opset=opset, fuse=fuse, traces=traces)
             with reference_bundle(reference, source, specs, folder, export) as exact:
                 plans = calibrate(exact, specs, traces, plans, family.trial, calibration or Calibration())
                 if gate is None:
@@ -250,7 +256,7 @@ def export_component(
     home = folder / name
     home.mkdir()
     graphs: dict[str, Graph] = {}
-    with PeakMemory() as memory, source.checkpoint(specs[0].checkpoint) as checkpoint:
+    with PeakMemory() as memory, Joined(source.checkpoint(specs[0].checkpoint)) as checkpoint:
         with WeightsWriter(home / "weights.bin", checkpoint, progress=progress.wrote) as weights:
             for spec in specs:
                 activations = (amax or {}).get(spec.role, {})
@@ -258,7 +264,12 @@ def export_component(
                 weights.attach(model)
                 path = home / f"{spec.role}.onnx"
                 ir.save(model, path)
-                graphs[spec.role] = _graph(folder, path, model)
+                beside = None
+                own = for_onnxruntime_cpu(model) if precision == "fp32" else None
+                if own is not None:
+                    beside = home / f"{spec.role}.onnxruntime-cpu.onnx"
+                    ir.save(own, beside)
+                graphs[spec.role] = _graph(folder, path, model, beside)
             written = weights.finish()
         for role in graphs:
             onnx.checker.check_model(str(home / f"{role}.onnx"))
@@ -274,11 +285,12 @@ def export_component(
     return Component(precision=precision, opset=opset, parameters=written.parameters, weights=entry, graphs=graphs)
 
 
-def _graph(folder: Path, path: Path, model: ir.Model) -> Graph:
+def _graph(folder: Path, path: Path, model: ir.Model, onnxruntime_cpu: Path | None) -> Graph:
     return Graph(
         file=file_entry(folder, path),
         inputs=tuple(_tensor(value) for value in model.graph.inputs),
         outputs=tuple(_tensor(value) for value in model.graph.outputs),
+        onnxruntime_cpu=None if onnxruntime_cpu is None else file_entry(folder, onnxruntime_cpu),
     )
 
 

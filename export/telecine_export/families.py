@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from telecine.errors import SourceError
-from telecine_export import ltx_video, ltx_video_precision
+from telecine_export import cogvideox, cogvideox_precision, ltx_video, ltx_video_precision
 from telecine_export.graphs import GraphSpec
 from telecine_export.precision.policy import Policy
 from telecine_export.precision.trial import Trial
@@ -41,10 +41,23 @@ LTX_VIDEO = Family(
     trial=ltx_video_precision.TRIAL,
 )
 
+COGVIDEOX = Family(
+    name="cogvideox",
+    graphs=cogvideox.graphs,
+    host=cogvideox.host,
+    variant=cogvideox.variant,
+    presets=cogvideox.presets,
+    policies=cogvideox_precision.POLICIES,
+    trial=cogvideox_precision.TRIAL,
+)
+
 FAMILIES: Mapping[str, Family] = {
     "LTXPipeline": LTX_VIDEO,
     "LTXImageToVideoPipeline": LTX_VIDEO,
     "LTXConditionPipeline": LTX_VIDEO,
+    "CogVideoXPipeline": COGVIDEOX,
+    "CogVideoXImageToVideoPipeline": COGVIDEOX,
+    "CogVideoXVideoToVideoPipeline": COGVIDEOX,
 }
 
 
@@ -63,6 +76,6 @@ def family_of(source: Source) -> Family:
         raise SourceError(
             f"{source.root} is a {source.pipeline_class}",
             expected=f"one of {', '.join(FAMILIES)}",
-            fix="telecine exports LTX-Video only, so far.",
+            fix="telecine exports LTX-Video and CogVideoX, so far.",
         )
     return FAMILIES[source.pipeline_class]

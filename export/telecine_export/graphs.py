@@ -17,7 +17,8 @@ class GraphSpec:
 
     `axes` names each input's dynamic axes; a name is either a symbol (`tokens`) or a symbol with a grid rule
     (`8*latent_frames-7`). `untied` lists (input, axis, name) triples that are traced equal to another axis and then
-    set free: the graph broadcasts over them. `rename` maps a parameter of the module to the checkpoint's name.
+    set free: the graph broadcasts over them. `rename` maps a parameter of the module to the checkpoint's name. `states`
+    are outputs beside `output`, by name. `fused` says whether projections are joined (`fused_qkv`).
     """
 
     component: str
@@ -30,3 +31,10 @@ class GraphSpec:
     checkpoint: str
     rename: Callable[[str], str] = lambda name: name
     untied: tuple[tuple[str, int, str], ...] = field(default=())
+    states: Mapping[str, tuple[str | int, ...]] = field(default_factory=dict)
+    fused: bool = False
+
+    @property
+    def outputs(self) -> dict[str, tuple[str | int, ...]]:
+        """Every output's shape by name, in the graph's order."""
+        return {self.output: self.output_shape, **self.states}

@@ -10,7 +10,7 @@ import numpy as np
 from telecine.picture_quality import Clip
 from telecine.pipeline import Pipeline, Result
 from telecine_export.precision.policy import Policy, Quantised, Rule
-from telecine_export.precision.trial import Trial
+from telecine_export.precision.trial import CALIBRATION_PROMPTS, Trial
 
 TEXT_ENCODER = Policy(
     rules=(
@@ -76,7 +76,7 @@ TRANSFORMER = Policy(
     ),
     quantised=(
         Quantised(
-            modules=r"transformer_blocks\.\d+\.(attn[12](\.to_[qkv]|\.to_out\.0)?|ff\.net\.(0\.proj|2))",
+            modules=r"transformer_blocks\.\d+\.(attn[12](\.to_(q|k|v|qkv|kv)|\.to_out\.0)?|ff\.net\.(0\.proj|2))",
             reason="nearly all of the work; their inputs are normalised or bounded",
         ),
     ),
@@ -150,22 +150,19 @@ def _frames(result: Result) -> Clip:
     return frames
 
 
-TRIAL = Trial(
-    request=REQUEST,
-    clips=clips,
-    calibration={
+def calibration(host: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Requests that end at the latents, one a size."""
+    settings = {
         "negative_prompt": NEGATIVE_PROMPT,
         "num_inference_steps": 4,
         "guidance_scale": 3.0,
         "output_type": "latent",
         "pipeline": "LTXPipeline",
-    },
-    prompts=(
-        "A woman with long brown hair walks over the wet street at night, neon lights behind her.",
-        "a red ball rolls slowly to the left over a green floor",
-        "An aerial view of waves that break on dark rocks; the camera pans to the horizon at sunset.",
-        "close-up of an old sailor's face, soft light, shallow depth of field",
-    ),
-    sizes=((96, 96, 17), (64, 160, 9)),
-    seeds=(0, 1),
-)
+    }
+    return [
+        {**settings, "height": height, "width": width, "num_frames": frames}
+        for height, width, frames in ((96, 96, 17), (64, 160, 9))
+    ]
+
+
+TRIAL = Trial(request=REQUEST, clips=clips, calibration=calibration, prompts=CALIBRATION_PROMPTS, seeds=(0, 1))

@@ -19,6 +19,8 @@ from diffusers.models.transformers.transformer_ltx import LTXAttention, LTXVideo
 from torch import Tensor, nn
 from transformers.models.t5.modeling_t5 import T5Attention
 
+from telecine_export.fused_qkv import CROSS, SELF, project
+
 # Values of the transformer graph's `stg_mode` input (STGuidance, arXiv 2411.18664; Lightricks' SkipLayerStrategy).
 STG_ATTENTION_VALUES = 1
 STG_SKIP_ATTENTION = 2
@@ -122,6 +124,8 @@ def attend(attn: LTXAttention, query: Tensor, key: Tensor, value: Tensor, bias: 
 class PerturbableSelfAttention:
     """LTXVideoAttnProcessor for `attn1`, with two of the perturbations of spatio-temporal guidance."""
 
+    projections = SELF
+
     def __init__(self, stg: StgModes, block: int) -> None:
         self.stg, self.block = stg, block
 
@@ -135,9 +139,9 @@ class PerturbableSelfAttention:
     ) -> Tensor:
         if image_rotary_emb is None:
             raise RuntimeError("self-attention of LTX-Video always rotates")
-        query = rotate(attn.norm_q(attn.to_q(hidden_states)), image_rotary_emb)
-        key = rotate(attn.norm_k(attn.to_k(hidden_states)), image_rotary_emb)
-        value = attn.to_v(hidden_states)
+        query, key, value = project(attn, SELF, hidden_states)
+        query = rotate(attn.norm_q(query), image_rotary_emb)
+        key = rotate(attn.norm_k(key), image_rotary_emb)
         output = attend(attn, query, key, value, None)
         output = torch.where(self.stg.equals(self.block, STG_ATTENTION_VALUES), value, output)
         output = torch.where(self.stg.equals(self.block, STG_SKIP_ATTENTION), hidden_states, output)
@@ -150,6 +154,8 @@ class MaskedCrossAttention:
     ONNX Runtime's Attention does not broadcast the query axis of its mask.
     """
 
+    projections = CROSS
+
     def __call__(
         self,
         attn: LTXAttention,
@@ -159,8 +165,8 @@ class MaskedCrossAttention:
         image_rotary_emb: None = None,
     ) -> Tensor:
         query = attn.norm_q(attn.to_q(hidden_states))
-        key = attn.norm_k(attn.to_k(encoder_hidden_states))
-        value = attn.to_v(encoder_hidden_states)
+        key, value = project(attn, CROSS, encoder_hidden_states)
+        key = attn.norm_k(key)
         bias = attention_mask[:, None].expand(-1, -1, hidden_states.shape[1], -1)
         return attn.to_out[0](attend(attn, query, key, value, bias))
 

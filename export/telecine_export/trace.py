@@ -65,7 +65,7 @@ def trace(spec: GraphSpec, *, opset: int) -> ir.Model:
             opset_version=opset,
             dynamic_shapes=dims,
             input_names=list(sample),
-            output_names=[spec.output],
+            output_names=list(spec.outputs),
             optimize=False,
             verbose=False,
         )
@@ -198,15 +198,15 @@ def _keep_leading_axes(model: ir.Model, node: ir.Node, axis: int) -> None:
 
 
 def _name_boundaries(model: ir.Model, spec: GraphSpec) -> None:
-    """Spell every input's and the output's shape with the spec's names."""
+    """Spell every input's and output's shape with the spec's names."""
     free = {(name, axis): symbol for name, axis, symbol in spec.untied}
     for value in model.graph.inputs:
         assert value.name is not None
         dims = list(spec.sample[value.name].shape)
         named = {axis: free.get((value.name, axis), rule) for axis, rule in spec.axes[value.name].items()}
         value.shape = ir.Shape([named.get(axis, dim) for axis, dim in enumerate(dims)])
-    (output,) = model.graph.outputs
-    output.shape = ir.Shape(spec.output_shape)
+    for output, shape in zip(model.graph.outputs, spec.outputs.values(), strict=True):
+        output.shape = ir.Shape(shape)
 
 
 def _strip(model: ir.Model, spec: GraphSpec) -> None:

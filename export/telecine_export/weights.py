@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from telecine.errors import SourceError
-from telecine.families.ltx_video.names import TIED_NAMES
+from telecine.families.names import TIED_NAMES
 from telecine.initializers import TRANSPOSED
 from telecine_export.checkpoints.checkpoint import Checkpoint
 from telecine_export.precision.channel_scales import channel_scales, to_fp8

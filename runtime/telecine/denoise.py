@@ -3,56 +3,64 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from telecine.conditioning import Conditioning
 from telecine.errors import Cancelled, RequestError
 from telecine.guidance import Guidance, StepGuidance
-from telecine.schedulers.flow_match_euler import FlowMatchEulerConfig, Schedule
 
 Array = npt.NDArray[np.float32]
-# (B, T, C) latents, a timestep 0..1000 or (T,) of them, and the step's guidance → (passes * B, T, C) velocities of the
+# (B, ...) latents, a timestep 0..1000 or (T,) of them, and the step's guidance → (passes * B, ...) predictions of the
 # passes that it needs.
 Network = Callable[[Array, "np.float32 | Array", StepGuidance], Array]
 # (step, steps, sigma, latents) → None, new latents, or False to stop the run.
 Callback = Callable[[int, int, float, Array], "Array | bool | None"]
 
 
+class Sampler(Protocol):
+    """The steps of a run: what each starts from and tells the network, and where its prediction leads."""
+
+    @property
+    def sigmas(self) -> Array:
+        """(steps,) share of noise at the start of each step, from 1 for noise alone."""
+
+    def prepare(self, index: int, latents: Array) -> Array:
+        """The (B, ...) latents that step `index` starts from."""
+
+    def timesteps(self, index: int) -> np.float32 | Array:
+        """What the network is told at step `index`: a timestep 0..1000, or (T,) of them."""
+
+    def step(self, index: int, prediction: Array, latents: Array) -> Array:
+        """The (B, ...) latents after step `index`."""
+
+
 def denoise(
     network: Network,
     latents: Array,
     *,
-    config: FlowMatchEulerConfig,
-    schedule: Schedule,
+    sampler: Sampler,
     guidance: Guidance,
-    conditioning: Conditioning | None = None,
-    draw_noise: Callable[[], Array] | None = None,
     callback: Callback | None = None,
 ) -> Array:
-    """(B, T, C) noise → (B, T, C) latents, along the schedule.
-
-    `conditioning` keeps tokens; none keeps nothing. `draw_noise` gives the (B, T, C) noise of what a step moves, where
-    the scheduler samples stochastically. `callback` sees every step's result and may replace it.
+    """(B, ...) noise → (B, ...) latents, along the sampler's steps. `callback` sees every result and may replace it.
 
     Raises:
         Cancelled: the callback returned False.
         RequestError: the callback returned something that cannot be latents.
     """
-    conditioning = conditioning or Conditioning()
-    steps = len(schedule.timesteps)
-    for index, timestep in enumerate(schedule.timesteps):
+    sigmas = sampler.sigmas
+    for index, sigma in enumerate(sigmas):
         guided = guidance.at(index)
-        latents = conditioning.prepare(latents, timestep)
-        velocity = guided.combine(network(latents, conditioning.token_timesteps(timestep), guided))
-        noise = draw_noise() if draw_noise else None
-        latents = conditioning.step(config, schedule, index, velocity, latents, noise)
+        latents = sampler.prepare(index, latents)
+        prediction = guided.combine(network(latents, sampler.timesteps(index), guided))
+        latents = sampler.step(index, prediction, latents)
         if callback is not None:
-            answer = callback(index, steps, float(schedule.sigmas[index]), latents)
+            answer = callback(index, len(sigmas), float(sigma), latents)
             if isinstance(answer, (bool, np.bool_)) and not answer:
                 raise Cancelled(
-                    f"the callback stopped the run after step {index + 1} of {steps}",
+                    f"the callback stopped the run after step {index + 1} of {len(sigmas)}",
                     expected="a run to its end",
                     fix="Return None from the callback to go on.",
                 )
@@ -62,7 +70,7 @@ def denoise(
 
 
 def _replacement(answer: object, latents: Array) -> Array:
-    """What a callback returned, as the (B, T, C) latents that the next step takes."""
+    """What a callback returned, as the (B, ...) latents that the next step takes."""
     if isinstance(answer, np.ndarray) and answer.shape == latents.shape and answer.dtype.kind == "f":
         return answer.astype(np.float32, copy=False)
     got = f"{answer.dtype} {answer.shape}" if isinstance(answer, np.ndarray) else type(answer).__name__

@@ -8,20 +8,21 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 
 
-def overridable(function: Callable[[Any], T]) -> Callable[[Any], T]:
-    """Let the array that `function` is called with do its work, by NumPy's protocol `__array_function__` (NEP 18).
+def overridable(function: F) -> F:
+    """Let what `function` is called with in an array's place do its work, by NumPy's own protocol (NEP 18).
 
-    For functions that loop over parts of an array to be fast: what only records calls wants the one call.
+    For functions that loop over parts of an array to be fast, or look at its values: what only records calls wants
+    the one call.
     """
 
     @functools.wraps(function)
-    def call(array: Any) -> T:
-        if not isinstance(array, np.ndarray) and hasattr(array, "__array_function__"):
-            made: T = array.__array_function__(call, (type(array),), (array,), {})
-            return made
-        return function(array)
+    def call(*arrays: Any) -> Any:
+        for array in arrays:
+            if not isinstance(array, np.ndarray) and hasattr(array, "__array_function__"):
+                return array.__array_function__(call, (type(array),), arrays, {})
+        return function(*arrays)
 
-    return call
+    return call  # type: ignore[return-value]

@@ -9,7 +9,7 @@ from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy.typing as npt
 
@@ -17,7 +17,7 @@ from telecine.backends.base import out_of_memory
 from telecine.backends.choice import choose_backend
 from telecine.backends.onnxruntime import OnnxRuntimeOptions
 from telecine.bundle import Bundle
-from telecine.condition import Condition, ImageInput
+from telecine.condition import Condition, ImageInput, VideoInput
 from telecine.denoise import Callback
 from telecine.errors import RequestError
 from telecine.families import FAMILIES
@@ -28,6 +28,8 @@ from telecine.request import Request
 from telecine.results import FrameStream, Result, stopwatch
 from telecine.second_stage import SecondStage
 from telecine.upscale_request import UpscaleRequest
+
+T = TypeVar("T")
 
 
 class Make(Protocol):
@@ -94,6 +96,9 @@ class Pipeline:
         seed: int | Sequence[int] | None = None,
         image: ImageInput | Sequence[ImageInput] | None = None,
         conditions: Condition | Sequence[Condition] | None = None,
+        video: VideoInput | None = None,
+        strength: float | None = None,
+        use_dynamic_cfg: bool | None = None,
         image_cond_noise_scale: float | None = None,
         denoise_strength: float | None = None,
         latents: npt.NDArray[Any] | None = None,
@@ -129,8 +134,10 @@ class Pipeline:
         positive one. The three scales may be lists, and `stg_blocks` a list of lists: one for each step; or one for
         each of the descending `guidance_sigmas`, where a step takes the first that is not above its own, or the last.
 
-        `image` (one, or a list with one a video), `conditions` and `second_stage` choose the pipeline that takes them,
-        where the bundle's own does not.
+        `image` (one, or a list with one a video), `video`, `conditions` and `second_stage` choose the pipeline that
+        takes them, where the bundle's own does not. `strength` is how much of a `video` CogVideoX makes anew,
+        `use_dynamic_cfg` its guidance that grows along the steps. Each family refuses the parameters that it does not
+        have, and says why.
 
         `memory_limit` (bytes, or "8GiB") is what decoding may add to the loaded networks and to the frames that are
         done; it chooses tiles. `tiling` is "auto", "off", "seamless" or "diffusers"; sizes of tiles are in pixels and
@@ -220,14 +227,14 @@ class Pipeline:
         spec = self._family.pipelines[name]
         settings = self._family.settings(name, values)
         second = SecondStage.resolve(second_stage, settings.pop("second_stage", None))
-        request = Request.resolve(asked, settings, spec.defaults)
-        run = spec.run if second is None else partial(self._family.two_stage, spec, second)
+        request = Request.resolve(asked, settings, spec.model_defaults(self._models.host), spec.defaults)
+        run = spec.run if second is None else partial(_existing(self._family.two_stage, "second_stage"), spec, second)
         return request, partial(run, self._models, request, callback=callback)
 
     def _upscaling(self, asked: dict[str, Any]) -> tuple[UpscaleRequest, Make]:
         """As `_generation`, for the parameters of `upscale`."""
         self._models.check_open()
-        upscaler = self._family.upscaler
+        upscaler = _existing(self._family.upscaler, "upscale")
         request = UpscaleRequest.resolve(asked, upscaler.defaults)
         return request, partial(upscaler.run, self._models, request)
 
@@ -260,7 +267,7 @@ class Pipeline:
     def _run(self, make: Make, timings: dict[str, float]) -> Generator[Any, None, None]:
         """First the run's `Output`, then its frames in pieces. Closed or dropped, it lets the next request in."""
         stage = stopwatch(timings)
-        with stage("total"), self._running():
+        with stage("total"), self._running(), self._models.timed(stage):
             output = make(stage=stage)
             yield output
             while output.frames is not None:
@@ -375,6 +382,21 @@ def _asked(signature: inspect.Signature, pipeline: Pipeline, first: Any, paramet
     asked = dict(signature.bind(pipeline, first, **parameters).arguments)
     del asked["self"]
     return asked
+
+
+def _existing(part: T | None, asked: str) -> T:
+    """A part that not every family has.
+
+    Raises:
+        RequestError: the bundle's has not.
+    """
+    if part is None:
+        raise RequestError(
+            f"{asked} with a model of a family without latent upsamplers",
+            expected="a family that has them, such as ltx-video",
+            fix="Generate at the size that is wanted.",
+        )
+    return part
 
 
 def _rate(output: Output, request: Request | UpscaleRequest) -> float:

@@ -17,7 +17,7 @@ from telecine.checks import check as _check
 from telecine.checks import floats as _floats
 from telecine.checks import is_number as _is_number
 from telecine.checks import is_whole as _is_whole
-from telecine.condition import Condition, ImageInput
+from telecine.condition import Condition, ImageInput, VideoInput
 from telecine.errors import BundleError
 from telecine.guidance import STG_MODES
 from telecine.per_step import listed
@@ -55,6 +55,9 @@ class Request(TilingParameters):
     conditions: Condition | Sequence[Condition] | None = None
     image_cond_noise_scale: float = 0.0
     denoise_strength: float = 1.0
+    video: VideoInput | None = None
+    strength: float = 1.0
+    use_dynamic_cfg: bool = False
     latents: Array | None = None
     prompt_embeds: Array | None = None
     prompt_attention_mask: Array | None = None
@@ -64,6 +67,7 @@ class Request(TilingParameters):
     decode_noise_scale: float | Sequence[float] | None = None
     output_type: str
     max_sequence_length: int
+    masked_text: bool = True  # whether the family's embeddings come with masks: its defaults say so
 
     @classmethod
     def resolve(cls, *layers: Mapping[str, Any]) -> Request:
@@ -107,6 +111,7 @@ class Request(TilingParameters):
             "denoise_strength", self.denoise_strength, 0, 1,
             "Use 1 for a new video; 0.4 changes the details of given latents.",
         )  # fmt: skip
+        check_range("strength", self.strength, 0, 1, "Use 0.8; 1 keeps nothing of the video.")
         _check(
             _is_number(self.image_cond_noise_scale) and self.image_cond_noise_scale >= 0,
             f"image_cond_noise_scale is {self.image_cond_noise_scale!r}",
@@ -133,7 +138,9 @@ class Request(TilingParameters):
             value = getattr(self, name)
             right = all(_is_number(item) and low <= item <= high for item in listed(value) or [value])
             _check(right, f"{name} is {value!r}", f"{kind}, or a list of such", fix)
-        _check(isinstance(self.cfg_star, bool), f"cfg_star is {self.cfg_star!r}", "True or False", "Use one of them.")
+        for name in ("cfg_star", "use_dynamic_cfg"):
+            value = getattr(self, name)
+            _check(isinstance(value, bool), f"{name} is {value!r}", "True or False", "Use one of them.")
         _check(
             self.stg_mode in tuple(STG_MODES),
             f"stg_mode is {self.stg_mode!r}",
@@ -183,7 +190,7 @@ class Request(TilingParameters):
             embeds, mask = f"{kind}_embeds", f"{kind}_attention_mask"
             lonely = (mask, embeds) if getattr(self, embeds) is None else (embeds, mask)
             _check(
-                (getattr(self, embeds) is None) == (getattr(self, mask) is None),
+                not self.masked_text or (getattr(self, embeds) is None) == (getattr(self, mask) is None),
                 " without ".join(lonely),
                 "both, or neither",
                 "Pass the mask that came with the embeddings: (B, L), 1 for text and 0 for padding.",
@@ -258,7 +265,7 @@ class Request(TilingParameters):
     def embeds(self, kind: str, channels: int | None = None) -> tuple[Array, Array] | None:
         """(B, L, D) embeddings and (B, L) mask that the caller passed for "prompt" or "negative_prompt", float32.
 
-        B is the number of prompts here, and D is `channels` where that is given.
+        B is the number of prompts here, and D is `channels` where that is given. Without masks, all of the text counts.
 
         Raises:
             RequestError: another shape than the model's, a mask that does not fit, or values that are not finite.
@@ -266,7 +273,10 @@ class Request(TilingParameters):
         embeds, mask = getattr(self, f"{kind}_embeds"), getattr(self, f"{kind}_attention_mask")
         if embeds is None:
             return None
-        embeds, mask = _floats(f"{kind}_embeds", embeds), _floats(f"{kind}_attention_mask", mask)
+        embeds = _floats(f"{kind}_embeds", embeds)
+        if not self.masked_text:
+            mask = np.ones(embeds.shape[:2], np.float32)
+        mask = _floats(f"{kind}_attention_mask", mask)
         _check(
             embeds.ndim == 3
             and embeds.shape[0] == self.prompts

@@ -16,6 +16,9 @@ import numpy as np
 import pytest
 import torch
 from diffusers import (
+    CogVideoXDDIMScheduler,
+    CogVideoXDPMScheduler,
+    DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
     LTXConditionPipeline,
     LTXImageToVideoPipeline,
@@ -25,6 +28,7 @@ from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXVideoCondition
 from PIL import Image
 
 import telecine
+from telecine.bundle import Bundle
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +142,8 @@ def _as_theirs(name: str, value: Any) -> Any:
     """An argument of telecine's as diffusers takes it: PIL images for arrays of bytes, tensors for other arrays."""
     if name == "conditions":
         return [_condition(each) for each in value]
+    if name == "video":
+        return [Image.fromarray(frame) for frame in value]
     if name == "image":
         return [Image.fromarray(each) for each in value] if isinstance(value, list) else Image.fromarray(value)
     return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
@@ -274,3 +280,32 @@ def rescheduled(pair: Pair, tiny_bundle: Path, edited_bundle: Callable[..., Path
     yield make
     for pipeline in opened:
         pipeline.close()
+
+
+@pytest.fixture(scope="module")
+def cogvideox_pair(
+    cogvideox: Callable[..., tuple[Path, Path]], kept_edited_bundle: Callable[..., Path]
+) -> Iterator[Callable[..., Pair]]:
+    """`cogvideox_pair("5b", "dpm", CogVideoXVideoToVideoPipeline)`: a style under a scheduler and a pipeline class."""
+    made: dict[tuple[Any, ...], Pair] = {}
+
+    def make(style: str, scheduler: str = "ddim", kind: Any = None) -> Pair:
+        if (style, scheduler, kind) not in made:
+            source, bundle = cogvideox(style)
+            theirs: Any = DiffusionPipeline.from_pretrained(source)
+            if scheduler == "dpm":
+                theirs.scheduler = CogVideoXDPMScheduler.from_config(theirs.scheduler.config)
+                config = Bundle.open(bundle).manifest.host["scheduler"]
+                bundle = kept_edited_bundle(
+                    bundle, host={"scheduler": config | {"_class_name": "CogVideoXDPMScheduler"}}
+                )
+            assert isinstance(theirs.scheduler, (CogVideoXDDIMScheduler, CogVideoXDPMScheduler))
+            if kind is not None:
+                theirs = kind(**theirs.components)
+            theirs.set_progress_bar_config(disable=True)
+            made[style, scheduler, kind] = Pair(telecine.load(bundle), theirs)
+        return made[style, scheduler, kind]
+
+    yield make
+    for pair in made.values():
+        pair.ours.close()

@@ -180,6 +180,11 @@ def test_a_scheduler_that_shifts_by_the_tokens(
     pair.assert_same(**REQUEST | on(FIRST, KEYFRAME))
 
 
+def test_a_video_is_a_condition_at_the_first_frame(condition_pair: Any) -> None:
+    theirs = condition_pair.run_theirs(**REQUEST | on(Condition(video=VIDEO[:9])))
+    condition_pair.assert_close(condition_pair.run_ours(**REQUEST, video=VIDEO[:9]), theirs)
+
+
 def test_conditions_choose_the_pipeline_in_a_bundle_of_another(condition_pair: Any, rescheduled: Any) -> None:
     text_to_video = rescheduled(use_dynamic_shifting=False, shift_terminal=None)
     request = REQUEST | on(FIRST, KEYFRAME)
@@ -190,6 +195,9 @@ def test_conditions_choose_the_pipeline_in_a_bundle_of_another(condition_pair: A
     ("change", "words"),
     [
         (on(FIRST, image=IMAGE), "an image and conditions"),
+        (on(FIRST, video=VIDEO), "a video and conditions"),
+        ({"image": IMAGE, "video": VIDEO}, "an image and a video"),
+        ({"strength": 0.5}, "strength for a ltx-video model; .*conditions"),
         ({"image": [IMAGE, OTHER, IMAGE]}, "3 images; expected 1"),
         (on(Condition(image=IMAGE, frame_index=17)), "a condition at frame 17 of 17"),
         (on(Condition(video=VIDEO, frame_index=9), num_frames=33), "a video of 17 frames at frame 9; .*multiple of 8"),

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 import telecine.guidance
+from telecine.families import text as text_module
 from telecine.families.ltx_video import decode, generation, text_to_video
-from telecine.families.ltx_video import text as text_module
 from telecine.families.ltx_video.decode import DecodeSettings
 from telecine.families.ltx_video.host import Host
 from telecine.noise import Generator, randn
@@ -140,8 +140,8 @@ def _(patch: Patch) -> None:
 
 @mutant("guidance rescale over the whole batch", **RESCALED)
 def _(patch: Patch) -> None:
-    right = telecine.guidance._deviation
-    patch(telecine.guidance, "_deviation", lambda values: right(values.reshape(1, -1)).repeat(len(values)))
+    right = telecine.guidance.deviation
+    patch(telecine.guidance, "deviation", lambda values: right(values.reshape(1, -1)).repeat(len(values)))
 
 
 # Positions

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import telecine.guidance
-from telecine.families.ltx_video import text as text_module
+from telecine.families import text as text_module
 from telecine.families.ltx_video.transformer import BoundTransformer
 from telecine.guidance import StepGuidance
 

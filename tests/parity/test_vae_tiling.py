@@ -97,7 +97,8 @@ def test_default_sizes_are_diffusers(pair: Any) -> None:
     plan = plan_decoder(TilingOptions(mode="diffusers"), shape_of((9, 40, 40)), GRID, ANY, videos=1)
     fresh = type(vae)()
     assert isinstance(plan.tiles, Blended)
-    space, time = plan.tiles.space, plan.tiles.time
+    space, time = plan.tiles.rows, plan.tiles.time
+    assert plan.tiles.columns == space
     assert (space.size * 32, space.keep) == (fresh.tile_sample_min_height, fresh.tile_sample_stride_width)
     assert (time.size * 8, time.keep) == (fresh.tile_sample_min_num_frames, fresh.tile_sample_stride_num_frames)
 

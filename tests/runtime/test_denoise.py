@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from telecine.conditioning import Conditioning
 from telecine.denoise import denoise
 from telecine.errors import Cancelled, RequestError
+from telecine.families.ltx_video.sampler import FlowSampler
 from telecine.guidance import Guidance, StepGuidance
 from telecine.schedulers.flow_match_euler import FlowMatchEulerConfig, make_schedule, pipeline_sigmas
 
@@ -17,9 +19,12 @@ SCHEDULE = make_schedule(PLAIN, sigmas=pipeline_sigmas(4))
 NOISE = np.random.default_rng(0).standard_normal((2, 3, 4), dtype=np.float32)
 
 
-def run(network: Any, latents: np.ndarray = NOISE, *, config: Any = PLAIN, scale: float = 1.0, **options: Any) -> Any:
+def run(
+    network: Any, *, config: Any = PLAIN, scale: float = 1.0, draw_noise: Any = None, callback: Any = None
+) -> np.ndarray:
     guidance = Guidance((StepGuidance(scale=scale),) * len(SCHEDULE.timesteps))
-    return denoise(network, latents, config=config, schedule=SCHEDULE, guidance=guidance, **options)
+    sampler = FlowSampler(config=config, schedule=SCHEDULE, conditioning=Conditioning(), draw_noise=draw_noise)
+    return denoise(network, NOISE, sampler=sampler, guidance=guidance, callback=callback)
 
 
 def test_a_constant_velocity_is_followed_from_the_first_sigma_to_zero() -> None:

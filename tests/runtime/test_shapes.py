@@ -103,3 +103,31 @@ def test_below_is_the_largest_shape_that_is_nowhere_above(num_frames: int, heigh
     ):
         least = 1 if step == LTX.temporal else step
         assert side == least if asked < least else asked - step < side <= asked
+
+
+COGVIDEOX = Grid(spatial=8, temporal=4, patch=2, patch_t=2, chunked=True)
+
+
+@pytest.mark.parametrize(
+    ("asked", "made", "latents"),
+    [
+        (1, 1, 1), (4, 1, 1), (5, 8, 2), (8, 8, 2), (9, 9, 3), (12, 9, 3), (13, 16, 4), (16, 16, 4), (17, 17, 5),
+        (49, 49, 13),
+    ],
+)  # fmt: skip
+def test_chunks_make_whole_groups_of_an_even_number_of_latents(asked: int, made: int, latents: int) -> None:
+    shape = VideoShape.from_request(num_frames=asked, height=48, width=80, grid=COGVIDEOX)
+    assert (shape.num_frames, shape.latent(COGVIDEOX).frames) == (made, latents)
+    assert shape.latent(COGVIDEOX).video(COGVIDEOX) == shape
+
+
+def test_sides_hold_whole_tokens() -> None:
+    with pytest.raises(RequestError, match="height is 24; expected a positive multiple of 16. Use 16 or 32."):
+        VideoShape.from_request(num_frames=9, height=24, width=80, grid=COGVIDEOX)
+
+
+@pytest.mark.parametrize(("frames", "padded"), [(1, 2), (2, 2), (13, 14)])
+def test_padded_latents_hold_whole_tokens(frames: int, padded: int) -> None:
+    shape = LatentShape(frames=frames, height=6, width=10)
+    assert shape.padded(COGVIDEOX) == LatentShape(frames=padded, height=6, width=10)
+    assert shape.padded(LTX) == shape

@@ -119,12 +119,12 @@ def _magnitudes(
         found[key] = dict.fromkeys(names, 0.0)
         probe = partial(add_amax, activations=list(names), percentile=calibration.percentile)
         sessions[key] = _probed(reference, spec, probe, _largest(found[key], AMAX))
+    requests = trial.calibration(reference.manifest.host)
     with Pipeline(TrialModels(reference, sessions=sessions)) as pipe:
         for prompt in calibration.prompts or trial.prompts:
-            for height, width, frames in trial.sizes:
+            for request in requests:
                 for seed in trial.seeds:
-                    size = {"height": height, "width": width, "num_frames": frames}
-                    pipe.generate(**{**trial.calibration, **size, "prompt": prompt, "seed": seed})
+                    pipe.generate(**{**request, "prompt": prompt, "seed": seed})
     return found
 
 

@@ -9,18 +9,25 @@ from typing import Any
 from telecine.picture_quality import Clip
 from telecine.pipeline import Pipeline
 
+# As people write them: short and long, of things, people and places.
+CALIBRATION_PROMPTS = (
+    "A woman with long brown hair walks over the wet street at night, neon lights behind her.",
+    "a red ball rolls slowly to the left over a green floor",
+    "An aerial view of waves that break on dark rocks; the camera pans to the horizon at sunset.",
+    "close-up of an old sailor's face, soft light, shallow depth of field",
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
     """Runs of a family. `request` is the quality gate's; `clips` makes it and whatever reaches the other components.
 
-    Calibration runs `calibration`, a request that ends at the latents, with every prompt at every size (height, width,
-    frames) and seed.
+    `calibration` makes requests that end at the latents, one a size, of the manifest's host configuration; each runs
+    with every prompt and seed.
     """
 
     request: Mapping[str, Any]
     clips: Callable[[Pipeline, Mapping[str, Any]], list[Clip]]
-    calibration: Mapping[str, Any]
+    calibration: Callable[[Mapping[str, Any]], Sequence[Mapping[str, Any]]]
     prompts: Sequence[str]
-    sizes: Sequence[tuple[int, int, int]]
     seeds: Sequence[int]

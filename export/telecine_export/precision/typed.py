@@ -33,11 +33,11 @@ class Traces:
 
     def __init__(self, opset: int) -> None:
         self.opset = opset
-        self._models: dict[tuple[str, str], ir.Model] = {}
+        self._models: dict[tuple[str, str, bool], ir.Model] = {}
 
     def get(self, spec: GraphSpec) -> ir.Model:
         """The traced model, not to be changed."""
-        key = spec.component, spec.role
+        key = spec.component, spec.role, spec.fused
         if key not in self._models:
             self._models[key] = trace(spec, opset=self.opset)
         return self._models[key]

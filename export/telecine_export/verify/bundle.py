@@ -17,17 +17,19 @@ import onnx
 
 from telecine.bundle import Bundle
 from telecine.errors import RequestError, SourceError, TelecineError
-from telecine.families.ltx_video.names import TIED_NAMES
+from telecine.families.names import TIED_NAMES
 from telecine_export.checkpoints.checkpoint import Checkpoint
+from telecine_export.checkpoints.joined import Joined
 from telecine_export.families import Family, family_of
 from telecine_export.graphs import GraphSpec
 from telecine_export.precision.quantise import SCALE_SUFFIX
 from telecine_export.source import Source
 from telecine_export.verify.checks import Array, BundleModels, FamilyChecks, Record, quiet
+from telecine_export.verify.cogvideox import COGVIDEOX
 from telecine_export.verify.comparison import Pair, StageReport, stage_report
 from telecine_export.verify.ltx_video import LTX_VIDEO
 
-CHECKS: Mapping[str, FamilyChecks] = {"ltx-video": LTX_VIDEO}
+CHECKS: Mapping[str, FamilyChecks] = {"ltx-video": LTX_VIDEO, "cogvideox": COGVIDEOX}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,7 +225,7 @@ def _check_model(bundle: Bundle, source: Source, family: Family) -> None:
     for name, specs in groupby(family.graphs(source), key=lambda spec: spec.component):
         bundle.component(name)
         for spec in specs:
-            with source.checkpoint(spec.checkpoint) as checkpoint:
+            with Joined(source.checkpoint(spec.checkpoint)) as checkpoint:  # the bundle may be of --fuse-qkv
                 _check_graph(bundle, spec, checkpoint)
 
 
@@ -231,7 +233,7 @@ def _check_graph(bundle: Bundle, spec: GraphSpec, checkpoint: Checkpoint) -> Non
     graph = bundle.graph(spec.component, spec.role)
     got = {tensor.name: _spelled(tensor.shape) for tensor in (*graph.inputs, *graph.outputs)}
     free = {(name, axis): symbol for name, axis, symbol in spec.untied}
-    expected = {spec.output: _spelled(spec.output_shape)}
+    expected = {name: _spelled(shape) for name, shape in spec.outputs.items()}
     for name, sample in spec.sample.items():
         named = {axis: free.get((name, axis), symbol) for axis, symbol in spec.axes[name].items()}
         expected[name] = _spelled([named.get(axis, size) for axis, size in enumerate(sample.shape)])

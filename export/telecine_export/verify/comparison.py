@@ -43,6 +43,9 @@ TOLERANCES: Mapping[str, Tolerance] = {
     "prompt_embeds": Tolerance(largest=1e-5),  # as the text encoder [4e-6]
     "noise": Tolerance(largest=0),  # the generator is torch's, bit for bit
     "schedule": Tolerance(largest=0),  # so are the sigmas: a timestep's last bit would be magnified by the embedding
+    # Noise beside or over what the VAE's encoder made, which is sampled: as the encoder. [3e-6]
+    "start": Tolerance(largest=3e-5),
+    "positions": Tolerance(largest=1e-6),  # as rope [6e-8]
     "rope": Tolerance(largest=1e-6),  # host math: torch's float32 cosines against correctly rounded ones [6e-8]
     # A pass's 1e-5, times 5 by guidance at 3 (3 conditional, -2 not), and every step inherits the last one's.
     "latents": Tolerance(largest=1e-4),  # [6e-6]

@@ -16,17 +16,19 @@ from diffusers.pipelines.ltx.modeling_latent_upsampler import LTXLatentUpsampler
 from torch import nn
 from transformers import T5Config, T5EncoderModel
 
-from telecine.families.ltx_video.names import TIED_NAMES
+from telecine.families.names import TIED_NAMES
 from telecine_export.components import FolderComponent
 from telecine_export.source import Source
 from telecine_export.tokenizer import load_tokenizer
 from telecine_export.verify.checks import FP32, loading
 
+# By component, where its configuration names none of diffusers' classes.
 MODULES: Mapping[str, Any] = {
     "text_encoder": T5EncoderModel,
     "transformer": LTXVideoTransformer3DModel,
     "vae": AutoencoderKLLTXVideo,
     "latent_upsampler": LTXLatentUpsamplerModel,
+    "scheduler": FlowMatchEulerDiscreteScheduler,
 }
 # What a pipeline for generation is made of.
 PIPELINE_MODULES = ("text_encoder", "transformer", "vae")
@@ -41,7 +43,7 @@ def load_module(source: Source, component: str) -> nn.Module:
     part = source.component(component)
     with loading(str(part.origin)):
         if _loads(source, component):
-            module: nn.Module = MODULES[component].from_pretrained(part.origin, **FP32)
+            module: nn.Module = _class_of(source, component).from_pretrained(part.origin, **FP32)
         else:
             module = _filled(source, component)
     return module.eval()
@@ -58,10 +60,15 @@ def load_pipeline(source: Source) -> Any:
         with loading(str(source.root)):
             return kind.from_pretrained(source.root, **FP32)
     return kind(
-        scheduler=FlowMatchEulerDiscreteScheduler.from_config(source.config("scheduler")),
+        scheduler=_class_of(source, "scheduler").from_config(source.config("scheduler")),
         tokenizer=load_tokenizer(source.tokenizer),
         **{component: load_module(source, component) for component in PIPELINE_MODULES},
     )
+
+
+def _class_of(source: Source, component: str) -> Any:
+    """The class that a component's configuration names."""
+    return getattr(diffusers, source.config(component).get("_class_name", ""), MODULES[component])
 
 
 def _loads(source: Source, component: str) -> bool:
@@ -72,7 +79,7 @@ def _loads(source: Source, component: str) -> bool:
 
 
 def _filled(source: Source, component: str) -> nn.Module:
-    config, kind = source.config(component), MODULES[component]
+    config, kind = source.config(component), _class_of(source, component)
     module: nn.Module = kind(T5Config(**config)) if kind is T5EncoderModel else kind.from_config(config)
     with source.checkpoint(component) as checkpoint, torch.no_grad():
         for name, target in module.state_dict().items():  # one tensor at a time

@@ -47,9 +47,10 @@ def _open(source: str, *, upscaler: str | None, **parts: Any) -> Any:
 @source_options
 @precision_options
 @click.option("--opset", type=int, default=23, show_default=True, help="ONNX opset: 23, or 20 for older TensorRT.")
+@click.option("--fuse-qkv", "fuse", is_flag=True, help="One matrix product for an attention's projections.")
 @click.option("--overwrite", is_flag=True, help="Replace a bundle that exists, once the new one is whole.")
 @json_option
-def export(source: str, bundle: Path, opset: int, overwrite: bool, as_json: bool, **options: Any) -> None:
+def export(source: str, bundle: Path, opset: int, fuse: bool, overwrite: bool, as_json: bool, **options: Any) -> None:
     """Turn SOURCE (a diffusers folder, a hub id, or an original .safetensors file) into the folder BUNDLE."""
     from telecine.inspection import quality_lines
     from telecine_export.export import ComponentReport, export_bundle
@@ -63,7 +64,9 @@ def export(source: str, bundle: Path, opset: int, overwrite: bool, as_json: bool
     click.echo("\n".join(found), err=True)
     reports: list[ComponentReport] = []
     with progress_bars(reports.append) as progress:
-        made = export_bundle(opened, bundle, opset=opset, overwrite=overwrite, progress=progress, **precision)
+        made = export_bundle(
+            opened, bundle, opset=opset, fuse=fuse, overwrite=overwrite, progress=progress, **precision
+        )
     if as_json:
         components = [dataclasses.asdict(report) for report in reports]
         quality = dataclasses.asdict(made.manifest.quality)

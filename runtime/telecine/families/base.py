@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -92,13 +92,15 @@ class PipelineSpec:
     """One diffusers pipeline class: its host math, the defaults of its `__call__`, and what it alone takes.
 
     `takes`: parameters that not every pipeline of the family has. `chosen_by`: those of them that choose this
-    pipeline in a bundle of another class.
+    pipeline in a bundle of another class. `model_defaults`: defaults that the model tells, from the manifest's host
+    configuration.
     """
 
     run: Run
     defaults: Mapping[str, Any]
     takes: frozenset[str] = frozenset()
     chosen_by: frozenset[str] = frozenset()
+    model_defaults: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda host: {}
 
 
 class Upscale(Protocol):
@@ -154,14 +156,18 @@ class Naming:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
-    """Models that share graphs and host math."""
+    """Models that share graphs and host math.
+
+    `refuses`: parameters of `generate` that none of its pipelines has, each with what to do instead.
+    """
 
     name: str
     naming: Naming
     pipelines: Mapping[str, PipelineSpec]
-    upscaler: UpscalerSpec
-    two_stage: TwoStage
     axis_ranges: AxisRangesOf
+    upscaler: UpscalerSpec | None = None
+    two_stage: TwoStage | None = None
+    refuses: Mapping[str, str] = field(default_factory=dict)
 
     def choose(self, recorded: str, given: Collection[str], *, asked: str | None = None) -> str:
         """The pipeline for a request that gives these parameters: the one asked for by name, else the bundle's own.
@@ -180,9 +186,15 @@ class Family:
                 expected=f"one of {', '.join(self.pipelines)}",
                 fix=f"Pass pipeline={next(iter(self.pipelines))!r}; its host math differs from {name}'s.",
             )
+        for parameter in sorted(self.refuses.keys() & set(given)):
+            raise RequestError(
+                f"{parameter} for a {self.name} model", expected="no such parameter", fix=self.refuses[parameter]
+            )
         inputs = {each for spec in self.pipelines.values() for each in spec.chosen_by} & set(given)
         if not asked and not inputs <= self.pipelines[name].takes:
-            name = next(other for other, spec in self.pipelines.items() if inputs <= spec.takes)
+            # Where none takes all of them, the first that takes one says which it does not.
+            suited = [other for other, spec in self.pipelines.items() if inputs <= spec.takes]
+            name = suited[0] if suited else name
         for parameter in sorted(set(given) - self.pipelines[name].takes):
             takers = [other for other, spec in self.pipelines.items() if parameter in spec.takes]
             if takers:

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from telecine.families.ltx_video.text import without_padding
+from telecine.guidance import deviation
 from telecine.pixels import to_uint8, to_unit_range
 from telecine.plan.recorded import Recorded, refuse
 from telecine.plan.recorder import Recorder
@@ -83,10 +85,8 @@ def _zeros_like(recorder: Recorder, array: Recorded, shape: tuple[int, ...]) -> 
     return recorder.compute("copy", recorder.empty(shape, array.dtype), 0)
 
 
-def _std(recorder: Recorder, array: Recorded, axis: int, ddof: int, dtype: npt.DTypeLike) -> Recorded:
-    if (array.ndim, axis, ddof) != (2, 1, 1):
-        refuse("numpy.std along other axes than the last, or a biased one,")
-    return recorder.reduce("std", recorder.empty(array.shape[:1], dtype), array)
+def _deviation(recorder: Recorder, values: Recorded) -> Recorded:
+    return recorder.reduce("std", recorder.empty(values.shape[:1], np.float64), values.reshape(len(values), -1))
 
 
 def _einsum(recorder: Recorder, subscripts: str, one: Recorded, other: Recorded, dtype: npt.DTypeLike) -> Recorded:
@@ -115,6 +115,13 @@ def _to_uint8(recorder: Recorder, frames: Recorded) -> Recorded:
     return scaled.astype(np.uint8)
 
 
+def _without_padding(recorder: Recorder, embeds: Recorded, mask: Any) -> Any:
+    """Where the mask is not known yet, all columns stay: those of padding weigh nothing."""
+    if isinstance(mask, Recorded):
+        return embeds, mask
+    return without_padding.__wrapped__(embeds, mask)  # type: ignore[attr-defined]
+
+
 # Each takes the recorder, then what the function takes.
 FUNCTIONS: Mapping[Any, Callable[..., Any]] = {
     np.concatenate: _concatenate,
@@ -124,9 +131,10 @@ FUNCTIONS: Mapping[Any, Callable[..., Any]] = {
     np.pad: _pad,
     np.clip: _clip,
     np.zeros_like: _zeros_like,
-    np.std: _std,
     np.einsum: _einsum,
     np.moveaxis: _moveaxis,
     to_unit_range: _to_unit_range,
+    deviation: _deviation,
     to_uint8: _to_uint8,
+    without_padding: _without_padding,
 }

@@ -28,14 +28,15 @@ class Steps:
 
 @dataclass(frozen=True, slots=True)
 class Blended:
-    """AutoencoderKLLTXVideo with `use_tiling` and `use_framewise_decoding`.
+    """AutoencoderKLLTXVideo with `use_tiling` and `use_framewise_decoding`, and the tiles in space of others.
 
     `made`: (frames, height, width) of the whole output. `extra`: what a tile in time after the first has too many: a
     decoder's last frame, an encoder's first latent.
     """
 
     time: Steps
-    space: Steps
+    rows: Steps
+    columns: Steps
     made: tuple[int, int, int]
     extra: slice
 
@@ -47,9 +48,11 @@ class Blended:
 
         Source: `AutoencoderKLLTXVideo.tiled_decode`, `_temporal_tiled_decode`.
         """
+        space = Steps(size // grid.spatial, stride // grid.spatial, keep=stride, blend=size - stride)
         return cls(
             time=Steps(frames // grid.temporal, hop // grid.temporal, keep=hop, blend=frames - hop),
-            space=Steps(size // grid.spatial, stride // grid.spatial, keep=stride, blend=size - stride),
+            rows=space,
+            columns=space,
             made=((shape[0] - 1) * grid.temporal + 1, shape[1] * grid.spatial, shape[2] * grid.spatial),
             extra=slice(None, -1),
         )
@@ -63,9 +66,11 @@ class Blended:
         Source: `AutoencoderKLLTXVideo.tiled_encode`, `_temporal_tiled_encode`.
         """
         temporal, spatial = grid.temporal, grid.spatial
+        space = Steps(size, stride, keep=stride // spatial, blend=size // spatial - stride // spatial)
         return cls(
             time=Steps(frames, hop, keep=hop // temporal, blend=frames // temporal - hop // temporal),
-            space=Steps(size, stride, keep=stride // spatial, blend=size // spatial - stride // spatial),
+            rows=space,
+            columns=space,
             made=shape,
             extra=slice(1, None),
         )
@@ -90,26 +95,24 @@ class Blended:
 
     def _picture(self, network: Network, source: Array, frames: Extent) -> Array:
         """(B, C', n, H', W') of some frames: `tiled_decode` and `tiled_encode`."""
-        (height, width), space = source.shape[3:], self.space
-        if max(height, width) <= space.size:
+        (height, width), down, across = source.shape[3:], self.rows, self.columns
+        if height <= down.size and width <= across.size:
             tile = Tile(frames, Extent(0, height), Extent(0, width))
             return network(tile.of(source), tile)
         strips: list[Array] = []
         above: list[Array] = []
-        for top in range(0, height, space.stride):
+        for top in range(0, height, down.stride):
             row: list[Array] = []
-            for left in range(0, width, space.stride):
-                rows, columns = (
-                    Extent(start, min(start + space.size, side)) for start, side in ((top, height), (left, width))
-                )
-                tile = Tile(frames, rows, columns)
+            for left in range(0, width, across.stride):
+                rows = Extent(top, min(top + down.size, height))
+                tile = Tile(frames, rows, Extent(left, min(left + across.size, width)))
                 made = network(tile.of(source), tile)
                 if above:
-                    _blend(above[len(row)], made, 3, space.blend)
+                    _blend(above[len(row)], made, 3, down.blend)
                 if row:
-                    _blend(row[-1], made, 4, space.blend)
+                    _blend(row[-1], made, 4, across.blend)
                 row.append(made)
-            strips.append(np.concatenate([tile[..., : space.keep, : space.keep] for tile in row], axis=4))
+            strips.append(np.concatenate([tile[..., : down.keep, : across.keep] for tile in row], axis=4))
             above = row
         return np.concatenate(strips, axis=3)[..., : self.made[1], : self.made[2]]
 

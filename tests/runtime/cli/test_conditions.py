@@ -45,7 +45,7 @@ def test_frames_and_strengths(value: str, expected: tuple[str, int, float]) -> N
 @pytest.mark.parametrize("file", ["me@home.png", "a@b:0.5", "C:a.mp4", "@8"])
 def test_what_only_looks_like_a_place_is_a_name(file: str) -> None:
     assert conditions([file], []) == {"image": file}
-    assert parsed([], [file]) == [(None, file, 0, 1.0)]
+    assert conditions([], [file]) == {"video": file}
 
 
 def test_a_bare_image_among_others_is_held_at_frame_0() -> None:
@@ -54,6 +54,11 @@ def test_a_bare_image_among_others_is_held_at_frame_0() -> None:
         ("b.png", None, 8, 0.6),
         (None, "c.mp4", 0, 1.0),
     ]
+
+
+def test_a_bare_video_is_what_is_changed_and_two_are_conditions() -> None:
+    assert conditions([], ["a.mp4"]) == {"video": "a.mp4"}
+    assert parsed([], ["a.mp4", "b.mp4"]) == [(None, "a.mp4", 0, 1.0), (None, "b.mp4", 0, 1.0)]
 
 
 def test_a_strength_above_1() -> None:

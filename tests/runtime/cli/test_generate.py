@@ -47,16 +47,31 @@ def never_loads(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_video_and_its_seed(run: Run, tmp_path: Path) -> None:
     result = run("-o", tmp_path / "clip.mp4", "--seed", 7, "--frame-rate", 24)
     assert (result.exit_code, result.stdout) == (0, f"{tmp_path / 'clip.mp4'}\n")
-    assert "seed 7; text" in result.stderr
+    assert "seed 7; load" in result.stderr
     frames, rate = read_video(tmp_path / "clip.mp4")
     assert (frames.shape, rate) == ((9, 64, 32, 3), 24)
+
+
+def test_cogvideox_changes_a_video(cogvideox: Callable[..., tuple[Path, Path]], tmp_path: Path) -> None:
+    """Its size and frame rate are the model's own, its length the video's."""
+    _, bundle = cogvideox("5b")
+    made, changed = tmp_path / "made.mp4", tmp_path / "changed.mp4"
+    common = ["generate", str(bundle), "--prompt", "a red ball", "--num-inference-steps", "2"]
+    result = CliRunner().invoke(main, [*common, "-o", str(made), "--num-frames", "5", "--use-dynamic-cfg"])
+    assert result.exit_code == 0, result.stderr
+    assert [read_video(made)[0].shape, read_video(made)[1]] == [(8, 64, 96, 3), 8]
+    result = CliRunner().invoke(main, [*common, "-o", str(changed), "--video", str(made), "--strength", "0.5"])
+    assert result.exit_code == 0, result.stderr
+    assert read_video(changed)[0].shape == (8, 64, 96, 3)
+    result = CliRunner().invoke(main, [*common, "-o", str(made), "--frame-rate", "24"])
+    assert (result.exit_code, "frame_rate for a cogvideox model" in result.stderr) == (1, True)
 
 
 def test_json_has_files_seeds_and_seconds(run: Run, tmp_path: Path) -> None:
     result = run("-o", tmp_path / "clip.gif", "--json")
     report = json.loads(result.stdout)
     assert report["files"] == [str(tmp_path / "clip.gif")]
-    assert set(report["seconds"]) == {"text", "denoise", "decode", "total"}
+    assert set(report["seconds"]) == {"load", "text", "denoise", "network", "decode", "total"}
     again = run("-o", tmp_path / "again.gif", "--seed", report["seeds"][0])
     assert again.exit_code == 0
     assert (tmp_path / "again.gif").read_bytes() == (tmp_path / "clip.gif").read_bytes()
@@ -86,7 +101,7 @@ def test_embeddings_instead_of_text(run: Run, tmp_path: Path) -> None:
 def test_every_parameter_of_generate_has_an_option() -> None:
     parameters = set(inspect.signature(Pipeline.generate).parameters) - {"self", "callback"}
     in_the_embeds_file = {"prompt_attention_mask", "negative_prompt_embeds", "negative_prompt_attention_mask"}
-    by_image_and_video = {"image", "conditions"}
+    by_image_and_video = {"image", "video", "conditions"}
     names = {option.name for option in command.params}
     assert parameters - in_the_embeds_file - by_image_and_video <= names
     assert {"images", "videos"} <= names
@@ -156,7 +171,7 @@ def test_options_arrive_as_they_were_given(run: Run, tmp_path: Path, monkeypatch
         "stg_blocks": [11, 25], "num_videos_per_prompt": 2, "decode_timestep": 0.5, "decode_noise_scale": [0.25, 0.5],
         "max_sequence_length": 7, "output_type": "uint8", "preset": "p", "pipeline": "q", "seed": [3, 4],
         "tiling": "seamless", "tile_size": 512, "tile_stride": 256, "tile_frames": 64, "tile_frame_stride": 32,
-        "memory_limit": "8GiB",
+        "memory_limit": "8GiB", "strength": 0.25,
     }  # fmt: skip
     arguments = [
         item
@@ -164,8 +179,8 @@ def test_options_arrive_as_they_were_given(run: Run, tmp_path: Path, monkeypatch
         for one in (value if name == "seed" else [value])
         for item in (f"--{name.replace('_', '-')}", ",".join(map(str, one)) if isinstance(one, list) else one)
     ]
-    assert run("-o", tmp_path / "clip.mp4", "--cfg-star", *arguments).exit_code == 1
-    options["cfg_star"] = True
+    assert run("-o", tmp_path / "clip.mp4", "--cfg-star", "--use-dynamic-cfg", *arguments).exit_code == 1
+    options["cfg_star"] = options["use_dynamic_cfg"] = True
     sizes = {"height": 64, "width": 32, "num_frames": 9, "num_inference_steps": 2, "prompt": "a red ball"}
     assert {name: seen[name] for name in options | sizes} == options | sizes
 

@@ -37,9 +37,11 @@ LTX_VIDEO = Family(
         "LTXConditionPipeline": PipelineSpec(
             run=conditions.run,
             defaults=DEFAULTS | {"max_sequence_length": 256, "image_cond_noise_scale": 0.15, "denoise_strength": 1.0},
-            # Its `video`, `frame_index` and `strength` are a Condition's.
-            takes=frozenset({"image", "conditions", "image_cond_noise_scale", "denoise_strength", "second_stage"}),
-            chosen_by=frozenset({"conditions", "second_stage"}),
+            # Its `frame_index` and `strength` are a Condition's.
+            takes=frozenset(
+                ("image", "video", "conditions", "image_cond_noise_scale", "denoise_strength", "second_stage")
+            ),
+            chosen_by=frozenset({"conditions", "video", "second_stage"}),
         ),
     },
     upscaler=UpscalerSpec(
@@ -54,4 +56,8 @@ LTX_VIDEO = Family(
     ),
     two_stage=two_stage.run,
     axis_ranges=workloads.axis_ranges,
+    refuses={
+        "strength": "Pass conditions=[Condition(video=..., strength=...)], or denoise_strength with latents.",
+        "use_dynamic_cfg": "Pass guidance_scale as a list, one a step.",
+    },
 )

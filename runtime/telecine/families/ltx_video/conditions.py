@@ -119,7 +119,7 @@ def _given_latents(generation: Generation) -> Array | None:
 
 
 def _items(generation: Generation) -> list[Item]:
-    """The request's conditions with their pixels; `image` is one at frame 0.
+    """The request's conditions with their pixels; `image` and `video` are one at frame 0.
 
     Raises:
         RequestError: both are given, what is no Condition, or one that cannot be used.
@@ -127,11 +127,19 @@ def _items(generation: Generation) -> list[Item]:
     """
     request = generation.request
     if request.image is not None:
-        if request.conditions is not None:
+        if request.conditions is not None or request.video is not None:
             raise RequestError(
-                "an image and conditions", expected="one of the two", fix="Add Condition(image=...) to the conditions."
+                f"an image and {'conditions' if request.video is None else 'a video'}",
+                expected="one of the two",
+                fix="Add Condition(image=...) to the conditions.",
             )
         return [Item(pixels=image_videos(generation, request.image), frame_index=0, strength=1.0)]
+    if request.video is not None:
+        if request.conditions is not None:
+            raise RequestError(
+                "a video and conditions", expected="one of the two", fix="Add Condition(video=...) to the conditions."
+            )
+        return [_item(generation, Condition(video=request.video))]
     conditions = request.conditions if request.conditions is not None else []
     conditions = conditions if isinstance(conditions, Sequence) else [conditions]
     for condition in conditions:

@@ -17,8 +17,10 @@ from telecine.families.base import Models, Output, Stage
 from telecine.families.ltx_video.decode import DecodeSettings, decode
 from telecine.families.ltx_video.guidance import request_guidance
 from telecine.families.ltx_video.host import Host
-from telecine.families.ltx_video.text import prompt_embeddings
+from telecine.families.ltx_video.sampler import FlowSampler
+from telecine.families.ltx_video.text import without_padding
 from telecine.families.ltx_video.transformer import BoundTransformer
+from telecine.families.text import prompt_embeddings
 from telecine.guidance import Guidance
 from telecine.noise import Generator, second_stream
 from telecine.request import Request
@@ -110,7 +112,10 @@ class Generation:
     def embed_prompts(self, stage: Stage, *, attend_pads: bool = True) -> tuple[Array, Array]:
         """(passes * B, L, D) embeddings and (passes * B, L) mask of the prompts."""
         with stage("text"):
-            return prompt_embeddings(self.models, self.request, self.host, self.guidance, attend_pads=attend_pads)
+            channels = self.host.text_channels
+            return without_padding(
+                *prompt_embeddings(self.models, self.request, channels, self.guidance, attend_pads=attend_pads)
+            )
 
     def denoise(self, start: Start, prompts: tuple[Array, Array], *, stage: Stage, callback: Callback | None) -> Array:
         """(B, T, C) latents of the clip.
@@ -129,16 +134,19 @@ class Generation:
                 start.latents.shape,
                 self.guidance.passes,
                 start.conditioning.timestep_tokens,
+                stage=stage,
             ) as network,
         ):
             return denoise(
                 network,
                 start.latents,
-                config=self.host.scheduler,
-                schedule=self.schedule,
+                sampler=FlowSampler(
+                    config=self.host.scheduler,
+                    schedule=self.schedule,
+                    conditioning=start.conditioning,
+                    draw_noise=draw_noise,
+                ),
                 guidance=self.guidance,
-                conditioning=start.conditioning,
-                draw_noise=draw_noise,
                 callback=callback,
             )
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Mapping
 
 from telecine.families.base import Naming
+from telecine.families.names import TIED_NAMES, own_names
 
 TRANSFORMER_PREFIXES = ("model.diffusion_model.", "diffusion_model.")
 TRANSFORMER_PARTS = {
@@ -49,12 +50,6 @@ RESAMPLERS_BETWEEN = {
     ),
 }  # fmt: skip
 VAE_BLOCK = re.compile(r"(encoder\.down_blocks|decoder\.up_blocks)\.(\d+)(?=\.)")
-
-# T5's input embedding is shared with its decoder's; checkpoints name it by either end.
-TIED_NAMES = {
-    "shared.weight": "encoder.embed_tokens.weight",
-    "encoder.embed_tokens.weight": "shared.weight",
-}
 
 
 def transformer_name(name: str) -> str:
@@ -108,11 +103,6 @@ def _replaced(name: str, parts: Mapping[str, str]) -> str:
     for old, new in parts.items():
         name = name.replace(old, new)
     return name
-
-
-def own_names(names: Collection[str]) -> dict[str, str]:
-    """The names as they are: of components that have one layout."""
-    return {name: name for name in names}
 
 
 NAMING = Naming(

@@ -1,0 +1,63 @@
+"""The VAE in chunks along time, as diffusers cuts them: what a convolution saw last goes from one to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from telecine.families.base import Models
+
+Array = npt.NDArray[np.float32]
+
+NEW = "new_"  # before a cache's name, where a graph gives it out
+
+
+class Chunk(NamedTuple):
+    """Frames, or latents, start..stop-1, and the graph that runs on them."""
+
+    role: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Half:
+    """The VAE's encoder or decoder: the graph's component, input and output, and what `size` a chunk has."""
+
+    component: str
+    data: str
+    output: str
+    size: int
+
+    def chunks(self, length: int) -> list[Chunk]:
+        """Chunks of so many frames or latents; the first one takes what is left over.
+
+        Source: diffusers `AutoencoderKLCogVideoX._encode`, `_decode`.
+        """
+        first = length % self.size + (self.size if length >= self.size else 0)
+        role = "image" if length == 1 else "first" if first % 2 else "first_even"
+        later = range(first, length, self.size)
+        return [Chunk(role, 0, first), *(Chunk("next", start, start + self.size) for start in later)]
+
+    def run(self, models: Models, source: Array) -> Iterator[Array]:
+        """(B, C, F, H, W) input → what each chunk makes, in order: (B, C', n, H', W')."""
+        caches: Mapping[str, Array] = {}
+        for role, start, stop in self.chunks(source.shape[2]):
+            made = models.session(self.component, role).run({self.data: source[:, :, start:stop], **caches})
+            caches = {name.removeprefix(NEW): cache for name, cache in made.items() if name.startswith(NEW)}
+            yield made[self.output]
+
+    def run_whole(self, models: Models, source: Array) -> Array:
+        """(B, C, F, H, W) input → all that its chunks make, one video after the other: (B, C', F', H', W')."""
+        videos = [
+            np.concatenate(list(self.run(models, source[index : index + 1])), axis=2) for index in range(len(source))
+        ]
+        return np.concatenate(videos)
+
+
+ENCODER = Half(component="vae_encoder", data="video", output="moments", size=8)
+DECODER = Half(component="vae_decoder", data="latents", output="video", size=2)
