@@ -28,7 +28,7 @@ def document(program: Program, bundle: Bundle, about: Mapping[str, Any]) -> dict
         "format": FORMAT,
         **about,
         "components": _components(bundle, runs),
-        "inputs": [buffer.name for buffer in program.asked],
+        "inputs": [buffer.name for buffer in buffers if buffer.asked],
         "memory": list(allocations.blocks),
         "buffers": {each.name: _buffer(each, allocations.block_of.get(each)) for each in buffers},
         "steps": [_step(step) for step in program.steps],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from telecine.errors import EngineError, RequestError
 from telecine.pipeline import Pipeline
 from telecine.plan.backend import LaterPrompt, RecordingBackend, RecordingModels
 from telecine.plan.document import FILE_NAME, TENSORS, as_json, document
+from telecine.plan.inspection import is_plan
 from telecine.plan.recorder import Recorder
 
 
@@ -46,16 +48,12 @@ def make_plan(
     with Pipeline(RecordingModels(bundle, backend, recorder)) as pipe:
         about = _record(pipe, recorder, _prompts(prompt, videos, parameters) | parameters)
     content = document(recorder.program, bundle, _origin(bundle) | about)
-    constants = {each.name: each.constant for each in recorder.program.buffers() if each.constant is not None}
+    tensors = save({each.name: each.constant for each in recorder.program.buffers() if each.constant is not None})
+    content["tensors"] = {"file": TENSORS, "size": len(tensors), "sha256": hashlib.sha256(tensors).hexdigest()}
     with atomic_folder(out, overwrite=overwrite, is_ours=is_plan) as folder:
-        (folder / TENSORS).write_bytes(save(constants))
+        (folder / TENSORS).write_bytes(tensors)
         (folder / FILE_NAME).write_text(as_json(content), encoding="utf-8")
     return content
-
-
-def is_plan(path: Path) -> bool:
-    """Whether a folder holds a plan."""
-    return (path / FILE_NAME).is_file()
 
 
 def _prompts(prompt: str | list[str] | None, videos: int, parameters: Mapping[str, Any]) -> dict[str, Any]:

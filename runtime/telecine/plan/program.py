@@ -124,15 +124,13 @@ Step = Run | Compute | Progress | Emit
 
 @dataclass(slots=True)
 class Program:
-    """The steps, and the buffers that the host fills before them."""
+    """The steps, in order."""
 
     steps: list[Step] = field(default_factory=list)
-    asked: list[Buffer] = field(default_factory=list)
 
     def buffers(self) -> list[Buffer]:
-        """All that the steps use, in the order of their first use, after those that the host fills."""
-        used = (view.buffer for step in self.steps for view in (*step.reads(), *step.writes()))
-        return list(dict.fromkeys((*self.asked, *used)))
+        """All that the steps use, in the order of their first use."""
+        return list(dict.fromkeys(view.buffer for step in self.steps for view in (*step.reads(), *step.writes())))
 
 
 def view_of(buffer: Buffer, array: Array, offset: int = 0) -> View:

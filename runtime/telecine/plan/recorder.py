@@ -26,10 +26,7 @@ class Recorder:
     def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike, *, name: str = "", asked: bool = False) -> Recorded:
         """A new array of the program; `asked`: the host fills it before the first step."""
         memory = np.empty(shape, dtype)  # never read or written: it lends its shape and strides, and takes no pages
-        buffer = Buffer(memory.dtype, memory.shape, asked=asked, name=name)
-        if asked:
-            self.program.asked.append(buffer)
-        return Recorded(self, buffer, memory, memory)
+        return Recorded(self, Buffer(memory.dtype, memory.shape, asked=asked, name=name), memory, memory)
 
     def constant(self, values: Array, *, name: str = "") -> View:
         """A view of a buffer with these values."""
