@@ -163,7 +163,9 @@ Plan Plan::load(const fs::path& folder) {
   json.at("inputs").get_to(plan.inputs);
   for (const auto& [component, roles] : json.at("components").items()) {
     for (const auto& [role, files] : roles.items()) {
-      plan.networks[component + "." + role] = files.at("graph").get<std::string>();
+      // ONNX Runtime's CPU provider may have a graph of its own, over the same weights.
+      const char* graph = files.contains("onnxruntime_cpu") ? "onnxruntime_cpu" : "graph";
+      plan.networks[component + "." + role] = files.at(graph).get<std::string>();
     }
   }
   for (const Json& step : json.at("steps")) plan.steps.push_back(parse_step(plan.buffers, step));

@@ -53,7 +53,7 @@ class Replay:
                 self.buffers[name] = np.empty(entry["shape"], entry["dtype"])
             self.buffers[name] = self.buffers[name].reshape(entry["shape"])
         self.sessions = {
-            (component, role): onnxruntime.InferenceSession(str(bundle / files["graph"]))
+            (component, role): onnxruntime.InferenceSession(str(bundle / files.get("onnxruntime_cpu", files["graph"])))
             for component, roles in self.plan["components"].items()
             for role, files in roles.items()
         }

@@ -103,6 +103,7 @@ def _components(bundle: Bundle, runs: Sequence[Run]) -> dict[str, dict[str, Any]
             "precision": part.precision,
             "graph": graph.file.path,
             "graph_sha256": graph.file.sha256,
+            **({"onnxruntime_cpu": graph.onnxruntime_cpu.path} if graph.onnxruntime_cpu else {}),
             "weights": part.weights.path,
             "weights_sha256": part.weights.sha256,
             "engines": {
