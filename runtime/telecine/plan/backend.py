@@ -31,7 +31,7 @@ class RecordingSession(Session):
 
     def __init__(self, component: str, role: str, graph: Graph, recorder: Recorder) -> None:
         super().__init__(graph)
-        self._component, self._role, self._graph, self._recorder = component, role, graph, recorder
+        self._component, self._role, self._recorder = component, role, recorder
         self._bound: dict[str, Recorded | HostArray] = {}
         self._closed = False
 

@@ -55,6 +55,7 @@ def _where(recorder: Recorder, condition: npt.NDArray[np.bool_], chosen: Any, ot
     if isinstance(condition, Recorded) or sum(size > 1 for size in condition.shape) > 1:
         refuse("a choice between values, element by element,")
     shape = np.broadcast_shapes(condition.shape, chosen.shape, other.shape)
+    chosen = chosen.broadcast(shape) if isinstance(chosen, Recorded) else np.broadcast_to(chosen, shape)
     out = recorder.empty(shape, np.result_type(chosen.dtype, other.dtype))
     recorder.compute("copy", out, other)
     if condition.size == 1:

@@ -114,8 +114,19 @@ class Recorded(NDArrayOperatorsMixin):
             shape = np.broadcast_shapes(*(np.shape(each) if np.isscalar(each) else each.shape for each in inputs))
             return self._recorder.compute(name, self._recorder.empty(shape, kind), *inputs, dtype=kind)
         if not isinstance(out[0], Recorded):
-            refuse(f"numpy.{name} into an array that the program does not have")
+            return self._over(name, kind, inputs, out[0])
         return self._recorder.compute(name, out[0], *inputs, dtype=kind)
+
+    def _over(self, name: str, kind: np.dtype[Any], inputs: tuple[Any, ...], known: Array) -> Recorded:
+        """`known += recorded`, which Python gives the name of the result: a recorded array takes the known one's place.
+
+        Whoever else has the known array would go on with what it was: its values go, and constants without are refused.
+        """
+        if known is not inputs[0] or known.dtype.kind != "f":
+            refuse(f"numpy.{name} into an array that the program does not have")
+        made = self._recorder.compute(name, self._recorder.empty(known.shape, known.dtype), *inputs, dtype=kind)
+        known.fill(np.nan)
+        return made
 
     def __array_function__(self, function: Any, types: Any, arguments: Any, options: Any) -> Any:
         from telecine.plan.functions import FUNCTIONS

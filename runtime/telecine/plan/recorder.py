@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from telecine.plan.program import Buffer, Compute, Emit, Operand, Program, Progress, Run, Step, View, view_of
-from telecine.plan.recorded import Recorded
+from telecine.plan.recorded import Recorded, refuse
 
 Array = npt.NDArray[Any]
 
@@ -31,6 +31,8 @@ class Recorder:
     def constant(self, values: Array, *, name: str = "") -> View:
         """A view of a buffer with these values."""
         values = np.ascontiguousarray(values)
+        if values.dtype.kind == "f" and np.isnan(values).any():
+            refuse("a known array that was changed by some")
         key = (values.dtype.str, values.shape, hashlib.sha256(values.data).digest())
         if key not in self._constants:
             self._constants[key] = Buffer(values.dtype, values.shape, constant=values.copy())

@@ -77,6 +77,19 @@ def masked(x: Array) -> Array:
     return np.where(np.array([True, False, False, True, True])[:, np.newaxis], x, x * np.float32(3))
 
 
+def into_known(x: Array) -> Array:
+    out = normal(2, 5, 7, seed=6)
+    out -= x * np.float32(3)
+    out *= np.float32(0.5)
+    return out
+
+
+def still_known(x: Array) -> Array:
+    out = normal(2, 5, 7, seed=6)
+    np.add(out, x, out=out)  # its result is dropped, and `out` is used for it
+    return x + out
+
+
 def accumulated(x: Array) -> Array:
     out = np.zeros_like(x, shape=(2, 6, 8))
     out[:, :5, :7] += x
@@ -88,6 +101,8 @@ FUNCTIONS: dict[str, Function] = {
     "in place": in_place,
     "overlapping views": overlapping,
     "a known mask": masked,
+    "into a known array": into_known,
+    "a mask over what is broadcast": lambda x: np.where(np.eye(5, 1, dtype=bool), x[:, :1], x),
     "a sum of tiles": accumulated,
     "repeat": lambda x: np.repeat(x, 3, axis=1),
     "concatenate with what is known": lambda x: np.concatenate([normal(2, 2, 7, seed=3), x, x[:, :1]], axis=1),
@@ -147,6 +162,7 @@ def test_a_posterior_is_sampled(run: Callable[..., Array]) -> None:
     [
         (np.asarray, "its values"),
         (lambda x: np.multiply(x, 2, out=np.empty((2, 5, 7), np.float32)), "numpy.multiply into an array"),
+        (still_known, "a known array that was changed"),
         (np.tanh, "numpy.tanh"),
         (np.linalg.norm, "numpy.linalg.norm"),
         (lambda x: x.mean(), "ndarray.mean"),
