@@ -12,16 +12,16 @@ namespace telecine {
 
 class Networks {
  public:
-  // Loads every network of the plan. Throws std::runtime_error with ONNX Runtime's own words.
-  Networks(const Plan& plan, const std::filesystem::path& bundle);
-  ~Networks();
+    // Loads every network of the plan. Throws std::runtime_error with ONNX Runtime's own words.
+    Networks(const Plan& plan, const std::filesystem::path& bundle);
+    ~Networks();
 
-  // Runs a network on contiguous arrays, in place.
-  void run(const std::string& network, const Bindings& inputs, const Bindings& outputs);
+    // Runs a network on contiguous arrays, in place.
+    void run(const std::string& network, const Bindings& inputs, const Bindings& outputs);
 
  private:
-  struct Runtime;
-  std::unique_ptr<Runtime> runtime_;
+    struct Runtime;
+    std::unique_ptr<Runtime> runtime_;
 };
 
 }  // namespace telecine

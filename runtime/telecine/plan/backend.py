@@ -40,10 +40,13 @@ class RecordingSession(Session):
 
     def bind(self, name: str, buffer: Any) -> None:
         if isinstance(buffer, Recorded):
-            spec = self.check_name(name)
-            if buffer.dtype != np.dtype(spec.dtype) or not buffer.view.contiguous:
-                raise BackendError(f"{name} is {buffer.dtype}, or scattered", expected=f"{spec.dtype}, in one piece",
-                                   fix="Copy it first.")  # fmt: skip
+            wanted = self.check_name(name).dtype
+            if buffer.dtype != np.dtype(wanted) or not buffer.view.contiguous:
+                raise BackendError(
+                    f"{name} is {buffer.dtype}, {'in one piece' if buffer.view.contiguous else 'scattered'}",
+                    expected=f"{wanted}, in one piece",
+                    fix="Copy it first.",
+                )
             buffer.buffer.name = buffer.buffer.name or f"{self._component}.{name}"
         else:
             self.check_buffer(name, buffer)
