@@ -42,6 +42,7 @@ def make_plan(
         BundleError: the bundle lacks what the request needs.
         EngineError: there are no engines for the target, or they are too small.
     """
+    _check_one_stage(bundle, parameters)
     check_folder_writable(out, overwrite=overwrite, is_ours=is_plan)
     recorder = Recorder()
     backend = RecordingBackend(bundle, recorder, {} if target is None else _engines(bundle, target))
@@ -54,6 +55,16 @@ def make_plan(
         (folder / TENSORS).write_bytes(tensors)
         (folder / FILE_NAME).write_text(as_json(content), encoding="utf-8")
     return content
+
+
+def _check_one_stage(bundle: Bundle, parameters: Mapping[str, Any]) -> None:
+    preset = bundle.manifest.presets.get(parameters.get("preset") or "", {})
+    if parameters.get("second_stage") is not None or "second_stage" in preset:
+        raise RequestError(
+            "two stages in a plan",
+            expected="one: what the upsampler makes is scaled by its own statistics, channel by channel",
+            fix="Leave second_stage, or the preset with it, out; or make it in Python.",
+        )
 
 
 def _prompts(prompt: str | list[str] | None, videos: int, parameters: Mapping[str, Any]) -> dict[str, Any]:

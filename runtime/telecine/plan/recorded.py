@@ -161,5 +161,5 @@ def refuse(what: str) -> NoReturn:
     raise RequestError(
         f"this request needs {what} of what a network makes",
         expected=f"runs of networks, {', '.join(ELEMENTWISE)}, std and dot: what a plan's steps are",
-        fix="Leave out what needs it (two stages; LTXConditionPipeline without a prompt), or run it in Python.",
+        fix="Leave out what needs it (LTXConditionPipeline needs its prompt), or make the video in Python.",
     )

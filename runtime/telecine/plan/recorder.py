@@ -46,7 +46,7 @@ class Recorder:
             return value.broadcast(shape).view
         array = np.ascontiguousarray(value, dtype)
         first = array.reshape(-1)[0]
-        if (array == first).all():
+        if np.isfinite(first) and (array == first).all():  # JSON has no infinity
             return float(first)
         return view_of(self.constant(array).buffer, np.broadcast_to(array, shape))
 

@@ -186,12 +186,21 @@ def test_memory_is_shared_and_networks_are_not_loaded(pipe: Pipeline, tmp_path: 
         ({"prompt": ["a", "b", "c"]}, "3 prompts for 2 videos"),
         ({"prompt": None, "pipeline": "LTXConditionPipeline"}, "this request needs ndarray.sum of what a network"),
         ({"guidance_rescale": 2}, "guidance_rescale is 2"),
+        ({"second_stage": {"denoise_strength": 0.4}}, "two stages in a plan"),
     ],
 )
 def test_what_is_refused_leaves_nothing(pipe: Pipeline, tmp_path: Path, change: dict[str, Any], message: str) -> None:
     with pytest.raises(RequestError, match=message):
         make_plan(pipe.bundle, tmp_path / "plan", videos=2, **REQUEST | change)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_preset_of_two_stages_is_refused(
+    tiny_bundle: Path, edited_bundle: Callable[..., Path], tmp_path: Path
+) -> None:
+    bundle = Bundle.open(edited_bundle(tiny_bundle, presets={"two-stage": {"second_stage": {}}}))
+    with pytest.raises(RequestError, match="two stages in a plan"):
+        make_plan(bundle, tmp_path / "plan", preset="two-stage", **REQUEST)
 
 
 def test_only_a_plan_is_overwritten(pipe: Pipeline, tmp_path: Path) -> None:
