@@ -16,6 +16,8 @@ from google.protobuf import json_format, text_format
 from tritonclient.grpc import InferenceServerClient, InferInput, model_config_pb2
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
+import telecine
+
 TIMEOUT_S = 120.0
 
 
@@ -106,7 +108,22 @@ def parse(text: str) -> dict[str, Any]:
     )
 
 
-CALLS = {call.__name__: call for call in (infer, infer_and_cancel, control, parse)}
+def library(bundle: str, requests: list[dict[str, Any]]) -> list[Any]:
+    """What telecine itself makes of parameters of `generate` (`conditions` as dicts): frames and seeds.
+
+    Here, as NumPy's trigonometry differs between its versions in the last bit, and the server has this one.
+    """
+    options = telecine.OnnxRuntimeOptions(threads=1)
+    made = []
+    with telecine.load(bundle, device="cpu", options=options) as pipe:
+        for request in requests:
+            conditions = [telecine.Condition(**each) for each in request.get("conditions", [])]
+            result = pipe.generate(**{**request, "conditions": conditions or None}, output_type="uint8")
+            made.append((result.frames, result.seeds))
+    return made
+
+
+CALLS = {call.__name__: call for call in (infer, infer_and_cancel, control, parse, library)}
 
 if __name__ == "__main__":
     while True:
