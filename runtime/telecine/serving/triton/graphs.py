@@ -56,11 +56,11 @@ def graph_models(bundle: Bundle, backend: str, *, name: str, engines: Path, plac
     if backend == "onnxruntime":
         return [_onnx_model(bundle, component, graph, _name(name, component, role), placement)
                 for component, role, graph in graphs]  # fmt: skip
-    found = [engine for engine in list_engines(engines) if _opens_in_triton(engine)]
+    found = list_engines(engines)
     return [
         _plan_model(
-            [each for each in found if (each.sidecar.component, each.sidecar.role) == (component, role)],
-            _name(name, component, role) + "_tensorrt",
+            [engine for engine in found if _opens_in_triton(engine, bundle, component, role)],
+            f"{_name(name, component, role)}_tensorrt",
             placement,
         )
         for component, role, _ in graphs
@@ -86,9 +86,15 @@ def _onnx_model(bundle: Bundle, component: str, graph: Graph, name: str, placeme
     )
 
 
-def _opens_in_triton(engine: Engine) -> bool:
-    """Triton has TensorRT itself: plans for RTX have another runtime, and it puts no weights into stripped ones."""
-    return engine.sidecar.library == "tensorrt" and not engine.sidecar.stripped
+def _opens_in_triton(engine: Engine, bundle: Bundle, component: str, role: str) -> bool:
+    """Whether it is this graph's. Triton has TensorRT, no runtime for RTX, and puts no weights into stripped plans."""
+    sidecar, files = engine.sidecar, (bundle.graph(component, role).file, bundle.component(component).weights)
+    return (
+        (sidecar.component, sidecar.role) == (component, role)
+        and (sidecar.graph_sha256, sidecar.weights_sha256) == tuple(file.sha256 for file in files)
+        and sidecar.library == "tensorrt"
+        and not sidecar.stripped
+    )
 
 
 def _plan_model(engines: list[Engine], name: str, placement: Placement) -> GraphModel:
@@ -96,7 +102,7 @@ def _plan_model(engines: list[Engine], name: str, placement: Placement) -> Graph
     if not engines:
         raise EngineError(
             f"no plan for {name}",
-            expected="a plan of TensorRT, not of TensorRT for RTX, with its weights",
+            expected="one of this bundle's graph and weights, of TensorRT (not for RTX), that was not stripped",
             fix="Run telecine build BUNDLE on the GPU that will serve, or use --graphs onnxruntime.",
         )
     plans = {capability: each for each in engines for capability in each.sidecar.compute_capabilities}
