@@ -83,13 +83,16 @@ def infer(url: str, model: str, requests: list[dict[str, Any]], clients: int) ->
     return answers
 
 
-def infer_and_cancel(url: str, model: str, tensors: dict[str, Any], after: int) -> list[Any]:
-    """The events until the client went away: that many."""
+def infer_and_cancel(
+    url: str, model: str, tensors: dict[str, Any], after: int, meanwhile: list[dict[str, Any]]
+) -> tuple[list[Any], list[list[Any]]]:
+    """The events until the client goes away, that many; and those of other requests, which it waits for before."""
     stream = Stream(url, model)
     stream.ask(tensors)
     events = [stream.next()[0] for _ in range(after)]
+    others = infer(url, model, meanwhile, 1)
     stream.close(cancel=True)
-    return events
+    return events, others
 
 
 def control(url: str, method: str, *arguments: Any) -> Any:

@@ -179,10 +179,11 @@ def test_malformed_requests_get_our_message_and_the_server_goes_on(infer: Callab
 def test_a_client_that_leaves_frees_its_pipeline(
     infer: Callable[..., Any], call: Callable[..., Any], server: Any
 ) -> None:
-    """Both pipelines are given work without an end; other requests are made when its clients have left."""
+    """Each pipeline in turn is given work without an end; the other goes on, and both are free when the client left."""
     for after in (1, 3):
-        events = call("infer_and_cancel", server.url, MODEL, ENDLESS, after)
+        events, others = call("infer_and_cancel", server.url, MODEL, ENDLESS, after, [PROMPT] * 2)
         assert [int(event["step"][0]) for event in events] == list(range(after))
+        assert [len(each) for each in others] == [3, 3]  # beside it, so two requests run at a time
     answers = infer([PROMPT] * 4, 4)
     assert [len(events) for events in answers] == [3] * 4
 
