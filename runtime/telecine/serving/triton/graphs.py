@@ -5,7 +5,7 @@ Source: server `docs/user_guide/model_repository.md`; READMEs of onnxruntime_bac
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,10 +127,3 @@ def _plan_model(engines: list[Engine], name: str, placement: Placement) -> Graph
         ],
     )  # fmt: skip
     return GraphModel(config, {path: plan for plan, path in files.items()})
-
-
-def engine_files(folder: Path) -> Iterator[tuple[Path, Path]]:
-    """The plans and sidecars of a folder of engines: where they lie in it → what they are."""
-    for engine in list_engines(folder):
-        for path in (engine.plan, engine.plan.with_suffix(".json")):
-            yield path.relative_to(folder), path

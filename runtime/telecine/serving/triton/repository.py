@@ -12,11 +12,12 @@ from pathlib import Path
 from telecine.atomic import atomic_folder
 from telecine.backends.choice import BACKENDS
 from telecine.bundle import Bundle
+from telecine.engine import sidecar_path
 from telecine.engines_folder import list_engines
 from telecine.errors import EngineError, RequestError
 from telecine.manifest import FILE_NAME
 from telecine.serving.triton.config import MARK, Placement, as_text, pipeline_config
-from telecine.serving.triton.graphs import engine_files, graph_models
+from telecine.serving.triton.graphs import graph_models
 
 CONFIG = "config.pbtxt"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -138,8 +139,9 @@ def _bundle_files(bundle: Bundle, engines: Path | None) -> Iterator[tuple[Path, 
     for entry in [*bundle.hashed_files(), *(part.weights for part in bundle.with_weights())]:
         yield Path(entry.path), bundle.path(entry)
     if engines is not None:
-        for path, source in engine_files(engines):
-            yield Path("engines") / path, source
+        for engine in list_engines(engines):
+            for source in (engine.plan, sidecar_path(engine.plan)):
+                yield Path("engines") / source.relative_to(engines), source
 
 
 def _link(source: Path, target: Path) -> None:

@@ -37,6 +37,7 @@ class Server:
 
     process: subprocess.Popen[bytes]
     url: str
+    http: str
     log: Path
 
     def stop(self) -> int:
@@ -84,7 +85,7 @@ class TritonEnvironment:
             process = subprocess.Popen(
                 command, stdout=output, stderr=subprocess.STDOUT, env=_environment() | {"LD_LIBRARY_PATH": libraries}
             )
-        server = Server(process, f"localhost:{ports[1]}", log)
+        server = Server(process, f"localhost:{ports[1]}", f"http://localhost:{ports[0]}", log)
         try:
             _wait_until_started(server)
             yield server

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,19 @@ def test_engines_come_along_where_they_may_run(bundle: Bundle, tmp_path: Path) -
         write_repository(bundle, tmp_path / f"r{index}", RepositoryOptions(engines=tmp_path / "engines", **options))
         inside = tmp_path / f"r{index}" / "telecine/1/bundle/engines" / plan.relative_to(tmp_path / "engines")
         assert (inside.is_file(), inside.with_suffix(".json").is_file()) == (expected, expected), options
+
+
+def test_a_packed_bundle_goes_without_weights(
+    bundle: Bundle, tmp_path: Path, edited_bundle: Callable[..., Path]
+) -> None:
+    parts = {name: dataclasses.replace(part, packed=True) for name, part in bundle.manifest.components.items()}
+    packed = Bundle.open(edited_bundle(bundle.root, components=parts))
+    write_plan(packed, "transformer")
+    write_repository(packed, tmp_path / "repository", RepositoryOptions(backend="tensorrt"))
+    inside = tmp_path / "repository" / "telecine" / "1" / "bundle"
+    assert Bundle.open(inside).manifest == packed.manifest
+    assert not list(inside.rglob("weights.bin"))
+    assert len(list(inside.rglob("*.plan"))) == 1
 
 
 def test_a_failed_one_leaves_nothing(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -174,6 +177,23 @@ def test_malformed_requests_get_our_message_and_the_server_goes_on(infer: Callab
     ((*_, last),) = infer([PROMPT])
     assert last["frames"].shape == (1, 9, 64, 64, 3)
     assert server.process.poll() is None
+
+
+def test_http_streams_events_and_tells_whose_fault_it_was(server: Any, infer: Callable[..., Any]) -> None:
+    def ask(**asked: Any) -> list[dict[str, Any]]:
+        url = f"{server.http}/v2/models/{MODEL}/generate_stream"
+        body = json.dumps({"prompt": "a red ball rolls to the left", "seed": 3, **SMALL, **asked}).encode()
+        with urllib.request.urlopen(urllib.request.Request(url, body), timeout=60) as response:
+            return [json.loads(line[len(b"data: ") :]) for line in response if line.startswith(b"data: ")]
+
+    *progress, last = ask()
+    assert [(event["step"], event["steps"]) for event in progress] == [(0, 2), (1, 2)]
+    ((*_, streamed),) = infer([PROMPT | {"seed": ints(3)}])
+    assert last["frames"] == streamed["frames"].ravel().tolist()
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        ask(height=65)
+    assert caught.value.code == 400  # Triton's INVALID_ARG
+    assert json.loads(caught.value.read()[len(b"data: ") :])["error"].startswith("height is 65; expected")
 
 
 def test_a_client_that_leaves_frees_its_pipeline(
