@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,11 +32,18 @@ def bundle(tiny_bundle: Path) -> Bundle:
 def models(bundle: Bundle, tmp_path: Path) -> Callable[..., Any]:
     """`models("tensorrt")`: the models of every graph, by name."""
 
-    def make(backend: str, **options: Any) -> dict[str, Any]:
+    def make(backend: str, bundle: Bundle = bundle, **options: Any) -> dict[str, Any]:
         options = {"placement": Placement(), "engines": tmp_path / "engines", **options}
         return {model.name: model for model in graph_models(bundle, backend, name="ltx", **options)}
 
     return make
+
+
+def with_transformer(bundle: Bundle, **changes: Any) -> Bundle:
+    """The bundle with other values of a component."""
+    parts = bundle.manifest.components
+    changed = parts | {"transformer": dataclasses.replace(parts["transformer"], **changes)}
+    return dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, components=changed))
 
 
 def tensors(entries: list[dict[str, Any]]) -> dict[str, tuple[str, list[int]]]:
@@ -82,8 +90,7 @@ def test_triton_reads_their_configurations(bundle: Bundle, tmp_path: Path, call:
 
 def test_fp8_graphs_get_basic_optimisations(bundle: Bundle, models: Callable[..., Any]) -> None:
     assert "optimization" not in models("onnxruntime")["ltx_transformer"].config
-    object.__setattr__(bundle.manifest.components["transformer"], "precision", "fp8")
-    made = models("onnxruntime")
+    made = models("onnxruntime", with_transformer(bundle, precision="fp8"))
     assert made["ltx_transformer"].config["optimization"] == {"graph": {"level": -1}}
     assert "optimization" not in made["ltx_vae_decoder"].config
 
@@ -92,16 +99,15 @@ def test_the_newest_plan_for_each_gpu_with_all_its_profiles(
     bundle: Bundle, models: Callable[..., Any], tmp_path: Path
 ) -> None:
     engines = tmp_path / "engines"
+    hopper: dict[str, Any] = {"capabilities": ("9.0",), "target": "trt-sm90"}
     for component in COMPONENTS:
         write_plan(bundle, component, engines=engines, profiles=({}, {}), key="old")
         new = write_plan(bundle, component, engines=engines, profiles=({}, {}), key="new")
-        hopper = {"capabilities": ("9.0",), "target": "trt-sm90", "key": "other"}
         other = write_plan(bundle, component, engines=engines, profiles=({}, {}), **hopper)
         write_plan(bundle, component, engines=engines, library="tensorrt_rtx", target="rtx-sm89", key="rtx")
         write_plan(bundle, component, engines=engines, key="stripped", stripped=True)
         write_plan(bundle, component, engines=engines, key="foreign", weights_sha256="0" * 64)
-        model = models("tensorrt")[f"ltx_{component}_tensorrt"] if component == COMPONENTS[-1] else None
-    assert model is not None
+    model = models("tensorrt")[f"ltx_{COMPONENTS[-1]}_tensorrt"]
     assert model.files == {Path("model.sm89.plan"): new, Path("model.sm90.plan"): other}
     assert model.config["cc_model_filenames"] == [
         {"key": "8.9", "value": "model.sm89.plan"},
@@ -118,7 +124,7 @@ def test_plans_with_other_numbers_of_profiles_are_refused(
 ) -> None:
     for component in COMPONENTS:
         write_plan(bundle, component, engines=tmp_path / "engines")
-    hopper = {"capabilities": ("9.0",), "target": "trt-sm90"}
+    hopper: dict[str, Any] = {"capabilities": ("9.0",), "target": "trt-sm90"}
     write_plan(bundle, "transformer", engines=tmp_path / "engines", profiles=({}, {}), **hopper)
     with pytest.raises(EngineError, match="plans for ltx_transformer_tensorrt with 1 and 2 profiles"):
         models("tensorrt")
@@ -132,6 +138,5 @@ def test_what_cannot_be_is_refused(bundle: Bundle, models: Callable[..., Any], t
     write_plan(bundle, "text_encoder", engines=tmp_path / "engines", library="tensorrt_rtx")
     with pytest.raises(EngineError, match="no plan for ltx_text_encoder_tensorrt"):
         models("tensorrt")
-    object.__setattr__(bundle.manifest.components["transformer"], "packed", True)
     with pytest.raises(BundleError, match="holds transformer as engines only"):
-        models("onnxruntime")
+        models("onnxruntime", with_transformer(bundle, packed=True))

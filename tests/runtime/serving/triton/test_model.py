@@ -78,7 +78,7 @@ def test_frames_in_pieces_are_those_of_the_whole(make: Callable[..., PipelineMod
 def test_no_more_run_at_a_time_than_there_are_pipelines(
     make: Callable[..., PipelineModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`execute` returns when another request could begin; two networks of one bundle are loaded once."""
+    """And no fewer, where so many wait."""
     running, most, lock = 0, 0, threading.Lock()
     both = threading.Barrier(2, timeout=60)  # broken, were they one after the other
 

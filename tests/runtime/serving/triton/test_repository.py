@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -81,17 +80,14 @@ def test_a_packed_bundle_goes_without_weights(
 
 
 def test_a_failed_one_leaves_nothing(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    linked = []
+    linked: list[Path] = []
 
     def link(source: Path, target: Path) -> None:
         linked.append(target)
         if len(linked) == 4:
             raise KeyboardInterrupt
-        os.link(source, target)
 
-    monkeypatch.setattr(
-        module, "_link", lambda source, target: (target.parent.mkdir(parents=True, exist_ok=True), link(source, target))
-    )
+    monkeypatch.setattr(module.os, "link", link)
     with pytest.raises(KeyboardInterrupt):
         write_repository(bundle, tmp_path / "repository", RepositoryOptions())
     assert list(tmp_path.iterdir()) == []
