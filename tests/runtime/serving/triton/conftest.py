@@ -20,6 +20,7 @@ import pytest
 ROOT = Path(__file__).parents[4]
 CLIENT = Path(__file__).with_name("client_process.py")
 START_LIMIT_S = 120
+STOP_LIMIT_S = 60
 # Nothing of the session that tests leads into the environment that is tested.
 LEADS_OUT = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
 ASK = """
@@ -41,9 +42,13 @@ class Server:
     log: Path
 
     def stop(self) -> int:
-        """As Ctrl-C; the exit status."""
+        """As Ctrl-C; the exit status. It has ended after, if need be by force."""
         self.process.send_signal(signal.SIGINT)
-        return self.process.wait(timeout=60)
+        try:
+            return self.process.wait(timeout=STOP_LIMIT_S)
+        finally:
+            self.process.kill()
+            self.process.wait()
 
 
 @dataclass(frozen=True)
@@ -91,8 +96,7 @@ class TritonEnvironment:
             yield server
         finally:
             if process.poll() is None:
-                process.kill()
-                process.wait()
+                server.stop()  # killed, it would leave its shared memory
 
 
 def _environment() -> dict[str, str]:
