@@ -59,6 +59,12 @@ class RepositoryOptions:
             )
         if self.backend == "tensorrt" and self.placement.devices == ("cpu",):
             raise RequestError("backend 'tensorrt' on the CPU", expected="a GPU", fix="Use --device cuda.")
+        if self.backend == "tensorrt" and self.threads is not None:
+            raise RequestError(
+                f"--threads {self.threads} with backend 'tensorrt'",
+                expected="a backend that may be ONNX Runtime, whose option it is",
+                fix="Leave --threads out.",
+            )
         environment = self.environment
         if environment is not None and not (environment.startswith(("/", f"{_MODEL_FOLDER}/"))):
             raise RequestError(

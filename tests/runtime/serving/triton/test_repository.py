@@ -119,6 +119,7 @@ def test_only_a_repository_of_ours_is_replaced(bundle: Bundle, tmp_path: Path) -
         ({"concurrency": 0}, "--concurrency 0; expected 1 or more"),
         ({"backend": "torch"}, "backend 'torch'; expected one of auto, onnxruntime, tensorrt"),
         ({"backend": "tensorrt", "placement": Placement(devices=("cpu",))}, "backend 'tensorrt' on the CPU"),
+        ({"backend": "tensorrt", "threads": 2}, "--threads 2 with backend 'tensorrt'"),
         ({"environment": "env"}, "environment env; expected an absolute path on the server"),
     ],
 )
