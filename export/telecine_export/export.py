@@ -22,7 +22,7 @@ from telecine.errors import RequestError, SourceError
 from telecine.manifest import FILE_NAME, FORMAT, Component, FileEntry, Graph, Manifest, Quality, TensorSpec
 from telecine.peak_memory import PeakMemory
 from telecine_export.checkpoints.joined import Joined
-from telecine_export.families import Family, family_of
+from telecine_export.family import Family, family_of
 from telecine_export.fused_qkv import fuse_qkv
 from telecine_export.graphs import GraphSpec
 from telecine_export.onnxruntime_cpu import for_onnxruntime_cpu
