@@ -10,7 +10,7 @@
 struct Options {
     std::string environment, bundle, prompt, out;
     std::optional<std::string> python_path, preset;
-    std::optional<int> width, height, frames, steps;
+    std::optional<int> width, height, frames, steps, operator_threads;
     std::optional<double> time_limit;
     int seed = 0, requests = 1, threads = 1;
 };
@@ -18,7 +18,7 @@ struct Options {
 inline const char* const kUsage =
     "telecine_service --environment DIR --bundle DIR --prompt TEXT --out DIR\n"
     "    [--preset NAME] [--width N] [--height N] [--frames N] [--steps N] [--seed N]\n"
-    "    [--requests N] [--threads N] [--time-limit SECONDS] [--python-path DIR]\n";
+    "    [--requests N] [--threads N] [--operator-threads N] [--time-limit SECONDS] [--python-path DIR]\n";
 
 // Throws std::invalid_argument, with what is wrong.
 inline Options parse(int count, char** arguments) {
@@ -37,6 +37,7 @@ inline Options parse(int count, char** arguments) {
         {"--seed", [&](const std::string& text) { options.seed = std::stoi(text); }},
         {"--requests", [&](const std::string& text) { options.requests = std::stoi(text); }},
         {"--threads", [&](const std::string& text) { options.threads = std::stoi(text); }},
+        {"--operator-threads", [&](const std::string& text) { options.operator_threads = std::stoi(text); }},
         {"--time-limit", [&](const std::string& text) { options.time_limit = std::stod(text); }},
     };
     for (int i = 1; i < count; i += 2) {

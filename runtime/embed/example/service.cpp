@@ -3,12 +3,14 @@
 // Nothing here knows of Python. Each request of the queue has its own seed; its frames are written as
 // OUT/REQUEST/FRAME.ppm, which image viewers open and `ffmpeg -i OUT/0/%05d.ppm` reads. Ctrl-C stops what runs at its
 // next step.
+#include <chrono>
 #include <csignal>
 #include <cstdint>
 #include <cstdio>
 #include <exception>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <mutex>
 #include <queue>
 #include <stdexcept>
@@ -99,7 +101,9 @@ int serve(const Options& options) {
     telecine::RuntimeOptions where{options.environment};
     if (options.python_path) where.python_path = {*options.python_path};
     telecine::Runtime runtime(where);
-    const telecine::Pipeline pipe = runtime.load(options.bundle);
+    telecine::LoadOptions load;
+    if (options.operator_threads) load.options.emplace().threads = options.operator_threads;
+    const telecine::Pipeline pipe = runtime.load(options.bundle, load);
     Queue queue(options.requests, options.seed);
     std::vector<std::thread> workers;
     for (int i = 0; i < options.threads; ++i)

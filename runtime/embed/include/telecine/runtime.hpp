@@ -40,8 +40,8 @@ struct LoadOptions {
 //
 // NumPy cannot be loaded a second time in a process ("cannot load module more than once per process"), so the
 // interpreter, once started, stays until the process ends. Shutting down closes all pipelines and frees their networks;
-// another Runtime may be made after that, over the same environment. Python handles no signals and reads no environment
-// variables of its own (PYTHONPATH, ...); it runs no threads while no call is made.
+// another Runtime may be made after that, over the same environment. Python handles no signals, leaves the locale as it
+// is, and reads no environment variables of its own (PYTHONPATH, ...).
 class TELECINE_API Runtime {
    public:
     // Throws BackendError: another Runtime lives, the process has a Python of its own or one of another environment,
