@@ -61,7 +61,7 @@ def name_of(path: Path) -> str:
 
 def pure_modules() -> list[Path]:
     root = ROOT / "runtime" / "telecine"
-    return [path for path in modules("runtime") if path.relative_to(root).with_suffix("").parts[0] in PURE]
+    return [path for path in modules("runtime/telecine") if path.relative_to(root).with_suffix("").parts[0] in PURE]
 
 
 @pytest.mark.parametrize("path", modules("runtime"), ids=name_of)

@@ -16,7 +16,7 @@ void check_errors(const Given& given) {
     const auto missing = expect_error<BundleError>("does not exist", [&] { runtime.load(given.bundle + "-not"); });
     expect(missing.got() == given.bundle + "-not does not exist", "got is Python's: " + missing.got());
     expect(!missing.expected().empty() && !missing.fix().empty(), "expected and fix are there");
-    expect_error<BundleError>("", [&] { runtime.load(given.more.at(0)); });  // a damaged one
+    expect_error<BundleError>("", [&] { runtime.load(given.more.at(0)); });             // a damaged one
     expect_error<BundleError>("/no\\udcffname", [&] { runtime.load("/no\xffname"); });  // no UTF-8: names are bytes
     LoadOptions options = one_thread();
     options.backend = "cuda";
@@ -78,8 +78,8 @@ void check_bad_environments(const Given& given) {
     };
     refused("is no folder", "/no/environment");
     refused("has no bin/python3", given.bundle);
-    refused("has no lib/python", given.more.at(0));     // of another version
-    refused("cannot be imported", given.more.at(1));    // without telecine: Python runs over it now
+    refused("has no lib/python", given.more.at(0));   // of another version
+    refused("cannot be imported", given.more.at(1));  // without telecine: Python runs over it now
     refused("an interpreter stays", given.environment.environment);
     // The same one, and where telecine and NumPy are.
     Runtime runtime({given.more.at(1), {given.environment.python_path.at(0), given.more.at(2)}});

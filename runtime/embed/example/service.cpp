@@ -28,7 +28,7 @@ telecine::Cancellation interrupted;
 
 // What all workers share.
 class Queue {
-   public:
+ public:
     explicit Queue(int seeds, int first) {
         for (int i = 0; i < seeds; ++i) waiting_.push(first + i);
     }
@@ -51,7 +51,7 @@ class Queue {
 
     bool failed() const { return failed_; }
 
-   private:
+ private:
     std::mutex mutex_;
     std::queue<int> waiting_;
     bool failed_ = false;

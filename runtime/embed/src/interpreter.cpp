@@ -56,8 +56,9 @@ void share_symbols() {
 
 void check(const PyStatus& status, const char* doing) {
     if (!PyStatus_Exception(status)) return;
-    throw BackendError(std::string("Python failed ") + doing + ": " + (status.err_msg ? status.err_msg : "no reason given"),
-                       "an environment that its own bin/python3 runs in", "Try: bin/python3 -c 'import telecine'");
+    throw BackendError(
+        std::string("Python failed ") + doing + ": " + (status.err_msg ? status.err_msg : "no reason given"),
+        "an environment that its own bin/python3 runs in", "Try: bin/python3 -c 'import telecine'");
 }
 
 void initialise(const Environment& environment) {

@@ -17,10 +17,10 @@
 namespace telecine {
 
 class PipelineCore {
-   public:
+ public:
     // While a thread is in a call, in which the pipeline is not closed.
     class Call {
-       public:
+     public:
         explicit Call(PipelineCore& core) : core_(core) {
             std::lock_guard lock(core.mutex_);
             if (*core.closing_) throw RequestError("this pipeline is closed", "an open one", "Load the bundle again.");
@@ -34,7 +34,7 @@ class PipelineCore {
         Call(const Call&) = delete;
         Call& operator=(const Call&) = delete;
 
-       private:
+     private:
         PipelineCore& core_;
     };
 
@@ -72,7 +72,7 @@ class PipelineCore {
         in_python([this] { pipe_.attr("close")(); });
     }
 
-   private:
+ private:
     py::object pipe_;
     std::shared_ptr<std::atomic<bool>> closing_ = std::make_shared<std::atomic<bool>>(false);
     std::mutex mutex_;
@@ -82,7 +82,7 @@ class PipelineCore {
 
 // A `telecine.FrameStream`.
 class StreamCore {
-   public:
+ public:
     StreamCore(std::shared_ptr<PipelineCore> pipeline, py::object stream, Cancellation cancellation)
         : pipeline(std::move(pipeline)), stream(std::move(stream)), cancellation(std::move(cancellation)) {}
 

@@ -17,7 +17,7 @@
 namespace telecine {
 
 class Steps {
-   public:
+ public:
     // `closing`: whether the pipeline is being closed, which stops its run.
     Steps(RunOptions options, std::shared_ptr<const std::atomic<bool>> closing)
         : options_(std::move(options)), closing_(std::move(closing)), start_(std::chrono::steady_clock::now()) {
@@ -53,7 +53,7 @@ class Steps {
         return std::move(values);
     }
 
-   private:
+ private:
     // Whether the host wants to go on.
     bool show(const Progress& progress, const std::string& when) noexcept {
         try {

@@ -72,8 +72,7 @@ auto run(std::shared_ptr<PipelineCore> core, const char* method, const Request& 
 
 Runtime::Runtime(const RuntimeOptions& options) {
     std::lock_guard lock(process().mutex);
-    if (process().running)
-        throw BackendError("a second Runtime", "one a process", "Share it: all threads may use it.");
+    if (process().running) throw BackendError("a second Runtime", "one a process", "Share it: all threads may use it.");
     start_interpreter(options.environment);
     in_python([&] {
         py::list path = py::module_::import("sys").attr("path");
@@ -82,10 +81,9 @@ Runtime::Runtime(const RuntimeOptions& options) {
         try {
             py::module_::import("telecine.pipeline");
         } catch (const py::error_already_set& error) {
-            throw BackendError("telecine cannot be imported in " + options.environment + " (" +
-                                   text(error.value()) + ")",
-                               "an environment that it is installed in",
-                               "Run: bin/python3 -m pip install \"telecine[onnxruntime]\"");
+            throw BackendError(
+                "telecine cannot be imported in " + options.environment + " (" + text(error.value()) + ")",
+                "an environment that it is installed in", "Run: bin/python3 -m pip install \"telecine[onnxruntime]\"");
         }
     });
     process().running = true;

@@ -16,11 +16,16 @@ namespace telecine {
 
 inline py::dtype dtype_in_numpy(DType dtype) {
     switch (dtype) {
-        case DType::uint8: return py::dtype::of<std::uint8_t>();
-        case DType::int32: return py::dtype::of<std::int32_t>();
-        case DType::int64: return py::dtype::of<std::int64_t>();
-        case DType::float32: return py::dtype::of<float>();
-        case DType::float64: return py::dtype::of<double>();
+        case DType::uint8:
+            return py::dtype::of<std::uint8_t>();
+        case DType::int32:
+            return py::dtype::of<std::int32_t>();
+        case DType::int64:
+            return py::dtype::of<std::int64_t>();
+        case DType::float32:
+            return py::dtype::of<float>();
+        case DType::float64:
+            return py::dtype::of<double>();
     }
     throw RequestError("an array of no known type", "one of DType", "Make views by their constructor.");
 }
@@ -73,7 +78,8 @@ struct ToPython {
     static py::object of(const Condition& condition) {
         return py::module_::import("telecine")
             .attr("Condition")(py::arg("image") = of(condition.image), py::arg("video") = of(condition.video),
-                               py::arg("frame_index") = condition.frame_index, py::arg("strength") = condition.strength);
+                               py::arg("frame_index") = condition.frame_index,
+                               py::arg("strength") = condition.strength);
     }
 
     static py::object of(const SecondStage& stage);
@@ -100,14 +106,14 @@ struct ToPython {
 
 // Parameters by name, of those that are set.
 class Parameters {
-   public:
+ public:
     template <class T>
     void set(const char* name, const std::optional<T>& value) {
         if (value) given_[name] = ToPython::of(*value);
     }
     py::dict given() const { return given_; }
 
-   private:
+ private:
     py::dict given_;
 };
 

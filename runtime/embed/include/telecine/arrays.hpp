@@ -54,7 +54,7 @@ struct ArrayView {
 
 // An array that telecine made, in C order. Copies share the memory, which lives as long as one of them does.
 class TELECINE_API Array {
-   public:
+ public:
     Array() = default;
     Array(std::shared_ptr<const void> memory, DType dtype, std::vector<std::int64_t> shape)
         : memory_(std::move(memory)), dtype_(dtype), shape_(std::move(shape)) {}
@@ -81,7 +81,7 @@ class TELECINE_API Array {
         return static_cast<const T*>(memory_.get());
     }
 
-   private:
+ private:
     std::shared_ptr<const void> memory_;
     DType dtype_ = DType::float32;
     std::vector<std::int64_t> shape_;

@@ -15,7 +15,7 @@ namespace telecine {
 // An `Error` that is none of the kinds below is a Python exception that telecine did not mean: `got` is its type and
 // text, `fix` its traceback.
 class TELECINE_API Error : public std::runtime_error {
-   public:
+ public:
     Error(std::string got, std::string expected, std::string fix)
         : std::runtime_error(got + "; expected " + expected + ". " + fix),
           got_(std::move(got)),
@@ -26,7 +26,7 @@ class TELECINE_API Error : public std::runtime_error {
     const std::string& expected() const noexcept { return expected_; }
     const std::string& fix() const noexcept { return fix_; }
 
-   private:
+ private:
     std::string got_, expected_, fix_;
 };
 

@@ -18,21 +18,21 @@ namespace telecine {
 
 // A step that is done, as the callback sees it.
 struct Progress {
-    int step;      // from 0
+    int step;  // from 0
     int steps;
-    double sigma;  // of this step
-    float* latents;                            // (B, T, C) after it; what is written here the next step takes
-    const std::vector<std::int64_t>& shape;    // of the latents
+    double sigma;                            // of this step
+    float* latents;                          // (B, T, C) after it; what is written here the next step takes
+    const std::vector<std::int64_t>& shape;  // of the latents
 };
 
 // Stops a run from any thread. Copies are the same one: keep one, give one to the run. Asked before the run begins, it
 // begins no network; asked while it denoises, it ends after the step that is running. Once asked, it stays so.
 class TELECINE_API Cancellation {
-   public:
+ public:
     void request() noexcept { *asked_ = true; }
     bool requested() const noexcept { return *asked_; }
 
-   private:
+ private:
     std::shared_ptr<std::atomic<bool>> asked_ = std::make_shared<std::atomic<bool>>(false);
 };
 
@@ -61,7 +61,7 @@ class StreamCore;
 // Frames in pieces along time, each decoded when it is asked for. Its pipeline is busy until the last one is out, or
 // the stream is gone. One thread at a time.
 class TELECINE_API Stream {
-   public:
+ public:
     Stream(Stream&&) noexcept;
     Stream& operator=(Stream&&) noexcept;
     ~Stream();
@@ -73,7 +73,7 @@ class TELECINE_API Stream {
     double frame_rate() const;
     const std::vector<std::int64_t>& seeds() const;
 
-   private:
+ private:
     friend class Pipeline;
     explicit Stream(std::unique_ptr<StreamCore> core);
     std::unique_ptr<StreamCore> core_;
@@ -87,7 +87,7 @@ struct Lora {
 
 // A bundle on a backend: made by `Runtime::load` and `clone`. One call at a time; a second one meanwhile is refused.
 class TELECINE_API Pipeline {
-   public:
+ public:
     Pipeline(Pipeline&&) noexcept;
     Pipeline& operator=(Pipeline&&) noexcept;
     // Closes it; no other thread may be in a call.
@@ -116,7 +116,7 @@ class TELECINE_API Pipeline {
     // any thread, but by no callback of its own run (RequestError).
     void close();
 
-   private:
+ private:
     friend class Runtime;
     explicit Pipeline(std::shared_ptr<PipelineCore> core);
     std::shared_ptr<PipelineCore> core_;

@@ -16,27 +16,27 @@ namespace telecine {
 // One value for all, or a list of them. Converts from either.
 template <class T>
 class OneOrMany {
-   public:
+ public:
     template <class U, std::enable_if_t<std::is_convertible_v<U&&, T>, int> = 0>
     OneOrMany(U&& one) : value_(std::in_place_index<0>, std::forward<U>(one)) {}
     OneOrMany(std::vector<T> many) : value_(std::in_place_index<1>, std::move(many)) {}
 
     const std::variant<T, std::vector<T>>& value() const noexcept { return value_; }
 
-   private:
+ private:
     std::variant<T, std::vector<T>> value_;
 };
 
 // A file, or (height, width, 3) bytes or floats in [0, 1]. For a video: (frames, height, width, 3).
 class Picture {
-   public:
+ public:
     Picture(std::string path) : value_(std::move(path)) {}
     Picture(const char* path) : value_(std::string(path)) {}
     Picture(ArrayView pixels) : value_(std::move(pixels)) {}
 
     const std::variant<std::string, ArrayView>& value() const noexcept { return value_; }
 
-   private:
+ private:
     std::variant<std::string, ArrayView> value_;
 };
 
@@ -50,7 +50,7 @@ struct Condition {
 
 // Bytes, or a text such as "8GiB".
 class MemoryLimit {
-   public:
+ public:
     template <class T, std::enable_if_t<std::is_integral_v<T>, int> = 0>
     MemoryLimit(T bytes) : value_(static_cast<std::int64_t>(bytes)) {}
     MemoryLimit(std::string text) : value_(std::move(text)) {}
@@ -58,7 +58,7 @@ class MemoryLimit {
 
     const std::variant<std::int64_t, std::string>& value() const noexcept { return value_; }
 
-   private:
+ private:
     std::variant<std::int64_t, std::string> value_;
 };
 
@@ -86,16 +86,16 @@ struct Request {
     // What is seen. One prompt or a batch of them, or the embeddings of one; embeddings need their masks.
     std::optional<OneOrMany<std::string>> prompt;
     std::optional<OneOrMany<std::string>> negative_prompt;
-    std::optional<ArrayView> prompt_embeds;                   // (prompts, L, D)
-    std::optional<ArrayView> prompt_attention_mask;           // (prompts, L): 1 text, 0 padding
-    std::optional<ArrayView> negative_prompt_embeds;          // as the two above
+    std::optional<ArrayView> prompt_embeds;           // (prompts, L, D)
+    std::optional<ArrayView> prompt_attention_mask;   // (prompts, L): 1 text, 0 padding
+    std::optional<ArrayView> negative_prompt_embeds;  // as the two above
     std::optional<ArrayView> negative_prompt_attention_mask;
     std::optional<int> max_sequence_length;
 
     // How large, how long, how many, and from which noise. B = prompts * num_videos_per_prompt.
-    std::optional<int> height;       // a multiple of 32
-    std::optional<int> width;        // a multiple of 32
-    std::optional<int> num_frames;   // 8k + 1
+    std::optional<int> height;      // a multiple of 32
+    std::optional<int> width;       // a multiple of 32
+    std::optional<int> num_frames;  // 8k + 1
     std::optional<double> frame_rate;
     std::optional<int> num_videos_per_prompt;
     std::optional<OneOrMany<std::int64_t>> seed;  // one, or one a video
@@ -103,7 +103,7 @@ struct Request {
     // The denoising.
     std::optional<int> num_inference_steps;
     std::optional<std::vector<double>> timesteps;
-    std::optional<OneOrMany<double>> guidance_scale;    // lists: one a step, or one a sigma below
+    std::optional<OneOrMany<double>> guidance_scale;  // lists: one a step, or one a sigma below
     std::optional<OneOrMany<double>> guidance_rescale;
     std::optional<std::vector<double>> guidance_sigmas;
     std::optional<bool> cfg_star;
@@ -116,14 +116,14 @@ struct Request {
     std::optional<OneOrMany<Picture>> image;  // the first frame: one, or one a video
     std::optional<std::vector<Condition>> conditions;
     std::optional<double> image_cond_noise_scale;
-    std::optional<ArrayView> latents;         // (B, T, C), or (B, C, F, H, W) with a denoise_strength
+    std::optional<ArrayView> latents;  // (B, T, C), or (B, C, F, H, W) with a denoise_strength
     std::optional<double> denoise_strength;
 
     // The decoding, and what comes out.
-    std::optional<OneOrMany<double>> decode_timestep;     // one, or one a video
+    std::optional<OneOrMany<double>> decode_timestep;  // one, or one a video
     std::optional<OneOrMany<double>> decode_noise_scale;
-    std::optional<std::string> output_type;               // "np": floats in [0, 1]; "uint8"; "latent"
-    std::optional<std::string> tiling;                    // "auto", "off", "seamless", "diffusers"
+    std::optional<std::string> output_type;  // "np": floats in [0, 1]; "uint8"; "latent"
+    std::optional<std::string> tiling;       // "auto", "off", "seamless", "diffusers"
     std::optional<int> tile_size;
     std::optional<int> tile_stride;
     std::optional<int> tile_frames;

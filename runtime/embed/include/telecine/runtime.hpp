@@ -43,7 +43,7 @@ struct LoadOptions {
 // another Runtime may be made after that, over the same environment. Python handles no signals, leaves the locale as it
 // is, and reads no environment variables of its own (PYTHONPATH, ...).
 class TELECINE_API Runtime {
-   public:
+ public:
     // Throws BackendError: another Runtime lives, the process has a Python of its own or one of another environment,
     // or the environment is missing, of another Python version, or without telecine.
     explicit Runtime(const RuntimeOptions& options);
