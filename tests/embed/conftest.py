@@ -53,7 +53,7 @@ def run_alone() -> Callable[..., subprocess.CompletedProcess[str]]:
 
     def run(*command: object) -> subprocess.CompletedProcess[str]:
         alone = {"OMP_NUM_THREADS": "1", "LC_ALL": "C"}
-        return subprocess.run(list(map(str, command)), capture_output=True, text=True, env=alone, cwd="/")
+        return subprocess.run(list(map(str, command)), capture_output=True, text=True, env=alone, cwd="/", timeout=300)
 
     return run
 

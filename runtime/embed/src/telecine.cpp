@@ -85,6 +85,9 @@ Runtime::Runtime(const RuntimeOptions& options) {
                 "telecine cannot be imported in " + options.environment + " (" + text(error.value()) + ")",
                 "an environment that it is installed in", "Run: bin/python3 -m pip install \"telecine[onnxruntime]\"");
         }
+        // Before there are threads: pybind11 before 2.12 finds NumPy in a static variable's initialiser, where one
+        // thread that holds Python's lock and one that waits for it wait for each other.
+        dtype_in_numpy(DType::float32);
     });
     process().running = true;
 }
