@@ -47,6 +47,9 @@ void check_errors(const Given& given) {
     refused("not UTF-8", [](Request& r) { r.prompt = "\xff"; });
     refused("2 seeds", [](Request& r) { r.seed = std::vector<std::int64_t>{1, 2}; });
     refused("there is no file /no/file.png", [](Request& r) { r.image = "/no/file.png"; });
+    refused("there is no file /no/file.mp4", [](Request& r) { r.video = "/no/file.mp4"; });
+    refused("strength for a ltx-video model", [](Request& r) { r.strength = 0.5; });
+    refused("use_dynamic_cfg for a ltx-video model", [](Request& r) { r.use_dynamic_cfg = true; });
     refused("a view of no memory", [](Request& r) { r.image = ArrayView(static_cast<float*>(nullptr), {64, 64, 3}); });
     refused("strides for some", [&](Request& r) { r.image = ArrayView(&value, {1, 1, 3}, {0}); });
     refused("shape (1, 1, 1)", [&](Request& r) { r.image = ArrayView(&value, {1, 1, 1}); });

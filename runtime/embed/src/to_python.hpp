@@ -166,6 +166,9 @@ inline py::dict parameters(const Request& from) {
     TELECINE_SET(second_stage);
     TELECINE_SET(image);
     TELECINE_SET(conditions);
+    TELECINE_SET(video);
+    TELECINE_SET(strength);
+    TELECINE_SET(use_dynamic_cfg);
     TELECINE_SET(image_cond_noise_scale);
     TELECINE_SET(latents);
     TELECINE_SET(denoise_strength);

@@ -106,6 +106,7 @@ struct Request {
     std::optional<OneOrMany<double>> guidance_scale;  // lists: one a step, or one a sigma below
     std::optional<OneOrMany<double>> guidance_rescale;
     std::optional<std::vector<double>> guidance_sigmas;
+    std::optional<bool> use_dynamic_cfg;  // CogVideoX
     std::optional<bool> cfg_star;
     std::optional<OneOrMany<double>> stg_scale;
     std::optional<std::string> stg_mode;
@@ -115,6 +116,8 @@ struct Request {
     // What it begins from.
     std::optional<OneOrMany<Picture>> image;  // the first frame: one, or one a video
     std::optional<std::vector<Condition>> conditions;
+    std::optional<Picture> video;    // CogVideoX: what is made anew
+    std::optional<double> strength;  // and how much of it
     std::optional<double> image_cond_noise_scale;
     std::optional<ArrayView> latents;  // (B, T, C), or (B, C, F, H, W) with a denoise_strength
     std::optional<double> denoise_strength;
