@@ -33,6 +33,7 @@ CALLS = {
 }
 # Options of docker and of tritonserver.
 FOREIGN = {
+    "--build",
     "--gpus",
     "--rm",
     "--shm-size",
@@ -105,7 +106,8 @@ def test_commands_and_their_options_exist() -> None:
 def test_every_option_that_is_named_exists() -> None:
     """Anywhere in the page, also in prose: an option of telecine, of a script, or of what serves it."""
     known = set().union(*(options_of(command) for command in main.commands.values())) | {"--help"} | FOREIGN
-    for script in (ROOT / "scripts").glob("*.py"):
+    examples = [*(ROOT / "runtime" / "examples").glob("*.py"), *(ROOT / "runtime" / "embed" / "example").glob("*.?pp")]
+    for script in [*(ROOT / "scripts").glob("*.py"), *examples]:
         known |= set(re.findall(r"\"(--[\w-]+)\"", script.read_text()))
     assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", README)) <= known
 
