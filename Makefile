@@ -15,6 +15,7 @@ WORKLOADS ?=
 BUILD     ?=
 # make wheelhouse EXTRA=tensorrt-rtx,video
 EXTRA     ?= tensorrt-rtx
+BENCH    ?=
 # make test ARGS="-k noise -x"
 ARGS     ?=
 
@@ -46,9 +47,9 @@ wheelhouse: $(VENV)/bin/python
 	$(PIP) --editable .
 	$(BIN)/python scripts/make_wheelhouse.py --extra "$(EXTRA)" --out dist/wheelhouse
 
-bench:
-	@echo "make $@: not built yet; see README.md." >&2
-	@exit 1
+# make bench BENCH="--only medium --threads 1"
+bench: $(VENV)/.demo
+	$(BIN)/python scripts/run_benchmarks.py $(BENCH)
 
 clean:
 	rm -rf bundles out dist

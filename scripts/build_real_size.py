@@ -26,9 +26,9 @@ from real_sizes import NETWORKS, Network, RandomComponent, export
 from telecine.bundle import sha256
 from telecine.inspection import show_bytes
 from telecine.manifest import FILE_NAME, FORMAT, FileEntry, Manifest
-from telecine_export import ltx_video
 from telecine_export.components import FileComponent
-from telecine_export.ltx_video_releases import DYNAMIC
+from telecine_export.families.ltx_video import networks
+from telecine_export.families.ltx_video.releases import DYNAMIC
 from telecine_export.source import Source
 
 CHOICES: Mapping[str, Network] = {
@@ -105,7 +105,7 @@ def make_bundle(network: str, out: Path, *, precision: str) -> Path:
         pipeline=described.pipeline_class,
         components={network: component},
         tokenizer=FileEntry(path="tokenizer/tokenizer.json", size=2, sha256=sha256(tokenizer)),
-        host=ltx_video.host(described),
+        host=networks.host(described),
         presets={},
         versions={},
     )

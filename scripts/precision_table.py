@@ -27,7 +27,7 @@ from telecine.bundle import Bundle
 from telecine.picture_quality import Clip, psnr
 from telecine.pipeline import Pipeline
 from telecine_export.export import export_bundle
-from telecine_export.ltx_video_precision import REQUEST
+from telecine_export.families.ltx_video.precision import REQUEST
 from telecine_export.precision.policy import PRECISIONS
 from telecine_export.precision.trial_models import TrialModels
 from telecine_export.precision.typed import Traces

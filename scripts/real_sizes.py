@@ -26,12 +26,20 @@ from telecine.manifest import Component, Graph
 from telecine.noise import second_stream
 from telecine.rope import grid_index, make_tables, video_positions
 from telecine.shapes import Grid, LatentShape
-from telecine_export import ltx_upsampler, ltx_video
 from telecine_export.checkpoints.checkpoint import Checkpoint
 from telecine_export.export import DEFAULT_OPSET, Progress, export_component
+from telecine_export.families.ltx_video import networks, upsampler
+from telecine_export.families.ltx_video.precision import POLICIES
+from telecine_export.families.ltx_video.releases import (
+    T5_XXL,
+    TRANSFORMER_2B,
+    TRANSFORMER_13B,
+    VAE_090,
+    VAE_091,
+    VAE_095,
+)
+from telecine_export.families.t5 import text_encoder
 from telecine_export.graphs import GraphSpec
-from telecine_export.ltx_video_precision import POLICIES
-from telecine_export.ltx_video_releases import T5_XXL, TRANSFORMER_2B, TRANSFORMER_13B, VAE_090, VAE_091, VAE_095
 from telecine_export.source import Source
 from telecine_export.verify.ltx_video_run import seeded_globally
 from telecine_export.verify.modules import MODULES
@@ -76,12 +84,12 @@ class Network:
 
 
 def _upsampler(config: Config) -> GraphSpec:
-    return ltx_upsampler.latent_upsampler(config, latent_channels=config["in_channels"])
+    return upsampler.latent_upsampler(config, latent_channels=config["in_channels"])
 
 
 def _transformer(settings: Config, precision: str) -> Network:
     return Network(
-        checkpoint="transformer", settings=settings, graph=ltx_video.transformer, latent=TOKENS, precision=precision
+        checkpoint="transformer", settings=settings, graph=networks.transformer, latent=TOKENS, precision=precision
     )
 
 
@@ -95,11 +103,11 @@ NETWORKS: Mapping[str, Network] = {
     **{
         f"{name} {release}": Network(checkpoint="vae", settings=settings, graph=graph, latent=CLIP)
         for release, settings in {"0.9.0": VAE_090, "0.9.1": VAE_091, "0.9.5": VAE_095}.items()
-        for name, graph in {"vae_encoder": ltx_video.vae_encoder, "vae_decoder": ltx_video.vae_decoder}.items()
+        for name, graph in {"vae_encoder": networks.vae_encoder, "vae_decoder": networks.vae_decoder}.items()
     },
     # As wide as T5-XXL, with 4 of its 24 layers: all are alike.
     "text_encoder 4 layers": Network(
-        checkpoint="text_encoder", settings={**T5_XXL, "num_layers": 4}, graph=ltx_video.text_encoder, latent=CLIP
+        checkpoint="text_encoder", settings={**T5_XXL, "num_layers": 4}, graph=text_encoder, latent=CLIP
     ),
     "transformer 2B": _transformer(TRANSFORMER_2B, "fp32"),
     "transformer 13B": _transformer(TRANSFORMER_13B, "fp16"),  # its fp32 weights alone are 52 GB
@@ -229,7 +237,7 @@ def feeds(network: Network) -> Feeds:
 
     spec = network.graph(config)
     if spec.component == "transformer":
-        frequencies = ltx_video.rope_frequencies(config).numpy()
+        frequencies = networks.rope_frequencies(config).numpy()
         rope = make_tables(video_positions(latent, Grid(spatial=32, temporal=8), 25.0), grid_index(latent), frequencies)
         return {
             "hidden_states": normal(1, latent.tokens, config["in_channels"]),
@@ -251,7 +259,7 @@ def feeds(network: Network) -> Feeds:
     if "timestep" in spec.sample:
         inputs["timestep"] = np.array([0.05], np.float32)
     if spec.component == "vae_decoder":
-        levels = tuple(NoiseLevel(scale, maps) for scale, maps in ltx_video.decoder_noise(config).items())
+        levels = tuple(NoiseLevel(scale, maps) for scale, maps in networks.decoder_noise(config).items())
         inputs |= InjectedNoise(levels, second_stream(SEED), inputs["latents"], fresh=False).whole
     return inputs
 

@@ -22,9 +22,10 @@ from telecine.errors import RequestError, SourceError
 from telecine.manifest import FILE_NAME, FORMAT, Component, FileEntry, Graph, Manifest, Quality, TensorSpec
 from telecine.peak_memory import PeakMemory
 from telecine_export.checkpoints.joined import Joined
-from telecine_export.families import Family, family_of
+from telecine_export.family import Family, family_of
 from telecine_export.fused_qkv import fuse_qkv
 from telecine_export.graphs import GraphSpec
+from telecine_export.onnxruntime_cpu import for_onnxruntime_cpu
 from telecine_export.precision.calibration import Calibration, calibrate
 from telecine_export.precision.gate import Gate, Judge, Plans, pass_gate
 from telecine_export.precision.plans import plan_components
@@ -263,7 +264,12 @@ def export_component(
                 weights.attach(model)
                 path = home / f"{spec.role}.onnx"
                 ir.save(model, path)
-                graphs[spec.role] = _graph(folder, path, model)
+                beside = None
+                own = for_onnxruntime_cpu(model) if precision == "fp32" else None
+                if own is not None:
+                    beside = home / f"{spec.role}.onnxruntime-cpu.onnx"
+                    ir.save(own, beside)
+                graphs[spec.role] = _graph(folder, path, model, beside)
             written = weights.finish()
         for role in graphs:
             onnx.checker.check_model(str(home / f"{role}.onnx"))
@@ -279,11 +285,12 @@ def export_component(
     return Component(precision=precision, opset=opset, parameters=written.parameters, weights=entry, graphs=graphs)
 
 
-def _graph(folder: Path, path: Path, model: ir.Model) -> Graph:
+def _graph(folder: Path, path: Path, model: ir.Model, onnxruntime_cpu: Path | None) -> Graph:
     return Graph(
         file=file_entry(folder, path),
         inputs=tuple(_tensor(value) for value in model.graph.inputs),
         outputs=tuple(_tensor(value) for value in model.graph.outputs),
+        onnxruntime_cpu=None if onnxruntime_cpu is None else file_entry(folder, onnxruntime_cpu),
     )
 
 

@@ -17,7 +17,7 @@ from telecine_export import hub
 from telecine_export.checkpoints.checkpoint import Checkpoint
 from telecine_export.checkpoints.lora import FusedLoras
 from telecine_export.components import CONFIG_FILE, SCHEDULER_FILE, Component, FileComponent, FolderComponent, open_file
-from telecine_export.ltx_video_releases import check_widths, holds, recognise, release_of
+from telecine_export.families.ltx_video.releases import check_widths, holds, recognise, release_of
 
 NETWORKS = ("text_encoder", "transformer", "vae")
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model")

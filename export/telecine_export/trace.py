@@ -20,7 +20,7 @@ from onnxscript.rewriter.rules import common as rules
 from telecine.axes import parse_rule
 from telecine.initializers import TRANSPOSED
 from telecine_export.graphs import GraphSpec
-from telecine_export.patches import computed_constants
+from telecine_export.timesteps import computed_constants
 
 PRODUCER = "telecine"
 # Metadata key of a node while a model is being made: the module that computes it, by the checkpoint's names.

@@ -39,8 +39,9 @@ class Bundle:
 
     def hashed_files(self) -> list[FileEntry]:
         """The small files, whose contents are checked at every opening."""
-        graphs = [graph.file for part in self.manifest.components.values() for graph in part.graphs.values()]
-        return [self.manifest.tokenizer, *graphs]
+        graphs = [graph for part in self.manifest.components.values() for graph in part.graphs.values()]
+        files = [file for graph in graphs for file in (graph.file, graph.onnxruntime_cpu) if file is not None]
+        return [self.manifest.tokenizer, *files]
 
     def check_weights(self) -> None:
         """Hash the weights too (gigabytes: `telecine inspect --check`).

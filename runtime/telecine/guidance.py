@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.float32]
+PIECE = 1 << 15  # values that are widened to float64 at a time: they stay in a cache
+DOT = 1 << 13  # values of a product that OpenBLAS keeps on one thread (it uses more above 10,000)
 Pass = Literal["negative", "positive", "perturbed"]
 
 # The order of a batch's passes. The perturbed one attends to the positive prompt.
@@ -39,8 +41,9 @@ class StepGuidance:
     @property
     def passes(self) -> tuple[Pass, ...]:
         """What the network runs on each video, in the order of the batch."""
-        needed = {"negative": self.scale > 1, "positive": True, "perturbed": self.stg_scale > 0}
-        return tuple(each for each in PASSES if needed[each])
+        before: tuple[Pass, ...] = ("negative",) if self.scale > 1 else ()
+        after: tuple[Pass, ...] = ("perturbed",) if self.stg_scale > 0 else ()
+        return (*before, "positive", *after)
 
     def stg_modes(self, blocks: int, batch: int) -> npt.NDArray[np.int32]:
         """(blocks, passes * B) modes of the transformer's blocks: zeros but for the perturbed pass's rows."""
@@ -51,9 +54,10 @@ class StepGuidance:
 
     def combine(self, velocities: Array) -> Array:
         """(passes * B, T, C) velocities, in the passes' order → (B, T, C)."""
-        if len(self.passes) == 1:
+        passes = self.passes
+        if len(passes) == 1:
             return velocities
-        given = dict(zip(self.passes, np.split(velocities, len(self.passes)), strict=True))
+        given = dict(zip(passes, velocities.reshape(len(passes), -1, *velocities.shape[1:]), strict=True))
         guided = cond = given["positive"]
         if "negative" in given:
             uncond = project(given["negative"], cond) if self.cfg_star else given["negative"]
@@ -127,8 +131,33 @@ def rescale(guided: Array, cond: Array, phi: float) -> Array:
 
 
 def _deviation(values: Array) -> npt.NDArray[np.float64]:
-    """(B,) unbiased standard deviations of (B, ...), accumulated in float64."""
-    return np.std(values.reshape(len(values), -1), axis=1, ddof=1, dtype=np.float64)
+    """(B,) unbiased standard deviations of (B, ...), accumulated in float64.
+
+    A piece at a time, in cache: np.std would write two float64 arrays of the whole size, and take longer.
+    """
+    rows = values.reshape(len(values), -1)
+    buffer = np.empty(min(PIECE, rows.shape[1]), np.float64)
+    variances = np.empty(len(rows), np.float64)
+    for index, row in enumerate(rows):
+        total = squares = 0.0
+        for start in range(0, row.size, PIECE):
+            part = row[start : start + PIECE]
+            piece = buffer[: part.size]
+            np.copyto(piece, part)
+            piece -= row[0]  # near the mean: what is squared stays small, and equal values deviate by exactly 0
+            total += float(piece.sum())
+            squares += _squares(piece)
+        variances[index] = (squares - total * total / row.size) / (row.size - 1)
+    return np.sqrt(np.maximum(variances, 0))
+
+
+def _squares(values: npt.NDArray[np.float64]) -> float:
+    """The sum of the squares of (N,) values, in products that BLAS does not wake its threads for.
+
+    On a busy machine it waits milliseconds for them.
+    """
+    parts = (values[start : start + DOT] for start in range(0, values.size, DOT))
+    return sum(float(part @ part) for part in parts)
 
 
 def _per_video(factors: npt.NDArray[np.float64], axes: int) -> Array:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from telecine.backends.base import Session
@@ -13,8 +13,13 @@ from telecine.backends.choice import Backend
 from telecine.bundle import Bundle
 from telecine.errors import BundleError, RequestError, TelecineError
 from telecine.families import FAMILIES
+from telecine.families.base import Stage
 from telecine.tokenizer import Tokenizer
 from telecine.weight_changes import WeightChanges
+
+
+def _untimed(stage: str) -> AbstractContextManager[None]:
+    return nullcontext()
 
 
 class _Shared:
@@ -50,6 +55,7 @@ class LoadedModels:
         self.bundle, self._backend = bundle, backend
         self._shared = shared or _Shared()
         self._sessions: dict[tuple[str, str], Session] = {}
+        self._stage: Stage = _untimed
         self._closed = False
 
     @property
@@ -72,9 +78,19 @@ class LoadedModels:
             if key not in self._sessions:
                 family = self._shared.sessions.setdefault(key, weakref.WeakSet())
                 relative = next((session for session in family if not session.closed), None)
-                self._sessions[key] = relative.clone() if relative else self._load_changed(component, role)
+                with self._stage("load"):
+                    self._sessions[key] = relative.clone() if relative else self._load_changed(component, role)
                 family.add(self._sessions[key])
             return self._sessions[key]
+
+    @contextmanager
+    def timed(self, stage: Stage) -> Iterator[None]:
+        """Within this, loading a network is `stage("load")`."""
+        self._stage = stage
+        try:
+            yield
+        finally:
+            self._stage = _untimed
 
     def require(self, component: str) -> None:
         """

@@ -267,7 +267,7 @@ class Pipeline:
     def _run(self, make: Make, timings: dict[str, float]) -> Generator[Any, None, None]:
         """First the run's `Output`, then its frames in pieces. Closed or dropped, it lets the next request in."""
         stage = stopwatch(timings)
-        with stage("total"), self._running():
+        with stage("total"), self._running(), self._models.timed(stage):
             output = make(stage=stage)
             yield output
             while output.frames is not None:

@@ -29,7 +29,8 @@ class Result:
     """What a run made.
 
     `frames`: (B, num_frames, height, width, 3), float32 in [0, 1] or uint8. `latents`: as the same diffusers pipeline
-    returns them. `timings`: seconds by stage. `seeds`: what to pass to get the same video again.
+    returns them. `timings`: seconds by stage; "network" is the transformer's part of "denoise". `seeds`: what to pass
+    to get the same video again.
     """
 
     frames: Array | None
@@ -198,15 +199,21 @@ def numbered(path: str | Path, count: int) -> list[Path]:
 
 
 def stopwatch(timings: dict[str, float]) -> Stage:
-    """A `Stage` that adds each stage's seconds to `timings`."""
+    """A `Stage` that adds each stage's seconds to `timings`.
+
+    Networks load when a stage first needs them; that is "load" wherever it happens, and no part of that stage.
+    """
 
     @contextmanager
     def stage(name: str) -> Iterator[None]:
-        start = time.perf_counter()
+        start, loaded = time.perf_counter(), timings.get("load", 0.0)
         try:
             yield
         finally:
-            timings[name] = timings.get(name, 0.0) + time.perf_counter() - start
+            seconds = time.perf_counter() - start
+            if name not in ("load", "total"):
+                seconds -= timings.get("load", 0.0) - loaded
+            timings[name] = timings.get(name, 0.0) + seconds
 
     return stage
 

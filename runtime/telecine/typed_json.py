@@ -38,6 +38,8 @@ def _convert(hint: Any, value: Any, where: str, damaged: Damaged) -> Any:
     if dataclasses.is_dataclass(hint):
         return build(typing.cast(type, hint), value, where=where, damaged=damaged)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is types.UnionType and dataclasses.is_dataclass(arguments[0]) and value is not None:
+        return _convert(arguments[0], value, where, damaged)
     if origin is dict:
         if not isinstance(value, dict):
             raise damaged(where, f"is {type(value).__name__}, not an object")

@@ -30,7 +30,11 @@ REQUEST: dict[str, Any] = {
     ids=lambda options: ",".join(options) or "plain",
 )
 def test_frames_are_onnx_runtimes(
-    tiny_bundle: Path, tmp_path: Path, tensorrt: Callable[..., Any], options: dict[str, bool]
+    tiny_bundle: Path,
+    tiny_bundle_on_main_graphs: Path,
+    tmp_path: Path,
+    tensorrt: Callable[..., Any],
+    options: dict[str, bool],
 ) -> None:
     tensorrt()
     request = BuildRequest(
@@ -41,14 +45,14 @@ def test_frames_are_onnx_runtimes(
         engines=tmp_path,
     )
     build_engines(request)
-    with telecine.load(tiny_bundle, backend="onnxruntime") as pipe:
+    with telecine.load(tiny_bundle_on_main_graphs, backend="onnxruntime") as pipe:
         expected = pipe.generate(**REQUEST).frames
     with telecine.load(tiny_bundle, backend="tensorrt", engines=tmp_path) as pipe:
         np.testing.assert_array_equal(pipe.generate(**REQUEST).frames, expected)
 
 
 def test_videos_larger_than_the_vae_engines_are_tiled(
-    tiny_bundle: Path, tmp_path: Path, tensorrt: Callable[..., Any]
+    tiny_bundle: Path, tiny_bundle_on_main_graphs: Path, tmp_path: Path, tensorrt: Callable[..., Any]
 ) -> None:
     """In the tiles that fit both its engines; those of ONNX Runtime are the same when they are asked for."""
     tensorrt()
@@ -60,7 +64,7 @@ def test_videos_larger_than_the_vae_engines_are_tiled(
     )
     image = np.random.default_rng(0).integers(0, 256, (32, 320, 3), np.uint8)
     request = REQUEST | {"width": 320, "height": 32, "image": image}
-    with telecine.load(tiny_bundle, backend="onnxruntime") as pipe:
+    with telecine.load(tiny_bundle_on_main_graphs, backend="onnxruntime") as pipe:
         expected = pipe.generate(**request, tiling="seamless", tile_size=256).frames
         untiled = pipe.generate(**request).frames
     assert (expected != untiled).any()

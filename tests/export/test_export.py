@@ -25,9 +25,9 @@ from telecine.cli import main
 from telecine.errors import RequestError, SourceError
 from telecine_export import export as module
 from telecine_export.export import ComponentReport, Progress, export_bundle
-from telecine_export.families import FAMILIES, LTX_VIDEO
+from telecine_export.families.ltx_video.networks import rope_frequencies
+from telecine_export.family import FAMILIES, LTX_VIDEO
 from telecine_export.graphs import GraphSpec
-from telecine_export.ltx_video import rope_frequencies
 from telecine_export.source import Source, open_source
 from telecine_export.weights import WeightsWriter
 

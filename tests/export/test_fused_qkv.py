@@ -23,10 +23,10 @@ from telecine.graph_weights import GraphWeights
 from telecine.lora import Lora
 from telecine.manifest import FILE_NAME, Component
 from telecine.weight_changes import WeightChanges
-from telecine_export import ltx_video
 from telecine_export.checkpoints.joined import Joined
 from telecine_export.export import Progress, export_component
-from telecine_export.families import family_of
+from telecine_export.families.t5 import text_encoder
+from telecine_export.family import family_of
 from telecine_export.fused_qkv import fuse_qkv
 from telecine_export.source import open_source
 from telecine_export.trace import trace
@@ -178,6 +178,6 @@ def test_diffusers_fuses_the_same_way(cogvideox: Callable[..., Any]) -> None:
 
 
 def test_a_module_with_nothing_to_fuse_is_refused(tiny_source: Path) -> None:
-    spec = ltx_video.text_encoder(open_source(str(tiny_source)).config("text_encoder"))
+    spec = text_encoder(open_source(str(tiny_source)).config("text_encoder"))
     with pytest.raises(SourceError, match="--fuse-qkv for the text_encoder; expected attention"):
         trace(fuse_qkv(spec), opset=23)

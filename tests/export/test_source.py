@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from telecine.errors import SourceError
-from telecine_export.families import family_of
+from telecine_export.family import family_of
 from telecine_export.source import Source, open_source
 
 

@@ -21,9 +21,9 @@ from transformers import T5EncoderModel
 
 from telecine.rope import grid_index, make_tables, video_positions
 from telecine.shapes import Grid, LatentShape
-from telecine_export import ltx_video
 from telecine_export.export import Progress, export_component
-from telecine_export.ltx_video_precision import POLICIES
+from telecine_export.families.ltx_video import networks
+from telecine_export.families.ltx_video.precision import POLICIES
 from telecine_export.source import open_source
 from telecine_export.trace import free_axis
 
@@ -72,7 +72,7 @@ Feeds = dict[str, np.ndarray]
 def export(source: Path, folder: Path, components: list[str], *, precision: str, opset: int) -> None:
     folder.mkdir()
     opened = open_source(str(source))
-    for spec in ltx_video.graphs(opened):
+    for spec in networks.graphs(opened):
         if spec.component in components:
             export_component(
                 opened,
@@ -218,7 +218,7 @@ def transformer_call(shape: LatentShape, batch: int, length: int, per_token: boo
     mask = np.ones((batch, length), np.float32)
     mask[:, length - length // 3 :] = 0
     steps = np.random.default_rng(2).uniform(0, 1000, (batch, tokens if per_token else 1)).astype(np.float32)
-    frequencies = ltx_video.rope_frequencies({"num_attention_heads": 4, "attention_head_dim": 16}).numpy()
+    frequencies = networks.rope_frequencies({"num_attention_heads": 4, "attention_head_dim": 16}).numpy()
     tables = make_tables(video_positions(shape, GRID, 25), grid_index(shape), frequencies)
     feeds = {
         "hidden_states": draw(batch, tokens, 16),

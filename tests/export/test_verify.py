@@ -21,7 +21,7 @@ from telecine.bundle import Bundle, sha256
 from telecine.cli import main
 from telecine.errors import BackendError, RequestError, SourceError
 from telecine.manifest import FILE_NAME, FileEntry
-from telecine_export.families import family_of
+from telecine_export.family import family_of
 from telecine_export.source import open_source
 from telecine_export.verify import Report, as_text, checks, verify_bundle
 from telecine_export.verify.bundle import CHECKS

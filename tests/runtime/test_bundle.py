@@ -17,7 +17,11 @@ from telecine.errors import BundleError
 from telecine.manifest import FILE_NAME, FORMAT, FileEntry
 
 COMPONENTS = ["text_encoder", "transformer", "vae_encoder", "vae_decoder"]
-SMALL_FILES = ["tokenizer/tokenizer.json", *(f"{name}/main.onnx" for name in COMPONENTS)]
+SMALL_FILES = [
+    "tokenizer/tokenizer.json",
+    *(f"{name}/main.onnx" for name in COMPONENTS),
+    "transformer/main.onnxruntime-cpu.onnx",
+]
 WEIGHTS = [f"{name}/weights.bin" for name in COMPONENTS]
 
 

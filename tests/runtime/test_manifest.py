@@ -74,6 +74,7 @@ tensors = st.builds(
 graphs = st.builds(
     Graph,
     file=entries,
+    onnxruntime_cpu=st.none() | entries,
     inputs=st.lists(tensors, max_size=2).map(tuple),
     outputs=st.lists(tensors, max_size=2).map(tuple),
 )

@@ -44,7 +44,16 @@ class TestGenerate:
         assert (result.frames.shape, result.frames.dtype) == ((1, 9, 64, 32, 3), np.float32)
         assert 0 <= result.frames.min() <= result.frames.max() <= 1
         assert (result.seeds, result.frame_rate, result.latents) == ((0,), 25.0, None)
-        assert result.timings["total"] >= result.timings["denoise"] > 0
+        assert result.timings["total"] >= result.timings["denoise"] >= result.timings["network"] > 0
+
+    def test_loading_is_a_stage_of_its_own_and_happens_once(self, tiny_bundle: Path) -> None:
+        with telecine.load(tiny_bundle) as pipe:
+            first, second = (pipe.generate("a red ball", **SMALL).timings for _ in range(2))
+        assert set(first) == {"load", "text", "denoise", "network", "decode", "total"}
+        assert set(second) == set(first) - {"load"}
+        for timings in (first, second):
+            parts = [timings.get(name, 0.0) for name in ("load", "text", "denoise", "decode")]
+            assert sum(parts) <= timings["total"]
 
     def test_a_random_seed_is_told(self, pipe: Pipeline) -> None:
         first = pipe.generate("a red ball", **SMALL | {"seed": None})
@@ -117,7 +126,7 @@ class TestStream:
             assert len(pieces) == 3
             np.testing.assert_array_equal(np.concatenate(pieces, axis=1), whole.frames)
             assert (stream.shape, stream.seeds) == ((1, 65, 32, 32, 3), (0,))
-            assert set(stream.timings) == {"text", "denoise", "decode", "total"}
+            assert set(stream.timings) == {"text", "denoise", "network", "decode", "total"}
 
     def test_a_batch(self, pipe: Pipeline) -> None:
         request = self.LONG | {"num_videos_per_prompt": 2, "seed": [1, 2]}

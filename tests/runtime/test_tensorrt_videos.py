@@ -29,8 +29,8 @@ TWO = ({"tokens": (1, 12, 16)}, {"tokens": (8, 64, 4096)})
 
 
 @pytest.fixture(scope="module")
-def reference(tiny_bundle: Path) -> Iterator[Pipeline]:
-    with telecine.load(tiny_bundle, backend="onnxruntime") as pipe:
+def reference(tiny_bundle_on_main_graphs: Path) -> Iterator[Pipeline]:
+    with telecine.load(tiny_bundle_on_main_graphs, backend="onnxruntime") as pipe:
         yield pipe
 
 

@@ -1,4 +1,4 @@
-"""What make promises from the start: targets that are not built yet say so and fail."""
+"""What make promises: a recipe for each target."""
 
 from __future__ import annotations
 
@@ -10,15 +10,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("target", ["bench"])
-def test_what_is_not_built_says_so_and_fails(target: str) -> None:
-    done = subprocess.run(["make", target], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode != 0
-    assert f"make {target}: not built yet" in done.stderr
-
-
-@pytest.mark.parametrize("target", ["demo", "test", "test-slow", "lint", "build-engines", "wheelhouse"])
-def test_the_other_targets_have_recipes(target: str) -> None:
+@pytest.mark.parametrize("target", ["demo", "test", "test-slow", "lint", "build-engines", "wheelhouse", "bench"])
+def test_every_target_has_a_recipe(target: str) -> None:
     done = subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert ".venv/bin/" in done.stdout

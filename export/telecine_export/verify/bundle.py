@@ -20,7 +20,7 @@ from telecine.errors import RequestError, SourceError, TelecineError
 from telecine.families.names import TIED_NAMES
 from telecine_export.checkpoints.checkpoint import Checkpoint
 from telecine_export.checkpoints.joined import Joined
-from telecine_export.families import Family, family_of
+from telecine_export.family import Family, family_of
 from telecine_export.graphs import GraphSpec
 from telecine_export.precision.quantise import SCALE_SUFFIX
 from telecine_export.source import Source

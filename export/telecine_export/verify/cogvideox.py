@@ -18,7 +18,7 @@ from telecine.families.cogvideox.chunks import DECODER, ENCODER, Half
 from telecine.families.cogvideox.host import Host
 from telecine.families.cogvideox.positions import Place, Rope
 from telecine.shapes import LatentShape
-from telecine_export import cogvideox
+from telecine_export.families.cogvideox import networks
 from telecine_export.source import Source
 from telecine_export.verify.checks import Array, BundleModels, Case, FamilyChecks, compare_graph
 from telecine_export.verify.cogvideox_run import RUN_PARTS, RUN_STAGES, bundle_run, torch_run
@@ -36,8 +36,8 @@ SEED = 0
 
 def transformer(bundle: Bundle, source: Source) -> list[Pair]:
     """(B, F, C, H, W) predictions of random latents, at sizes that were not traced (or the one of a learned table)."""
-    config = cogvideox.transformer_config(source)
-    host = Host.parse(cogvideox.host(source))
+    config = networks.transformer_config(source)
+    host = Host.parse(networks.host(source))
     sizes: tuple[tuple[int, ...], ...] = TRANSFORMED
     if isinstance(host.positions, Rope) and host.positions.table_frames is not None:
         rope = host.positions
@@ -89,7 +89,7 @@ def _prediction(model: Any, case: Case) -> Tensor:
 
 def vae_encoder(bundle: Bundle, source: Source) -> list[Pair]:
     """(B, 2C, F, H, W) moments of random videos in [-1, 1], through all of their chunks."""
-    spatial = Host.parse(cogvideox.host(source)).grid.spatial
+    spatial = Host.parse(networks.host(source)).grid.spatial
     random = np.random.default_rng(SEED)
     videos = [
         random.uniform(-1, 1, (batch, 3, frames, height * spatial, width * spatial)).astype(np.float32)
@@ -100,7 +100,7 @@ def vae_encoder(bundle: Bundle, source: Source) -> list[Pair]:
 
 def vae_decoder(bundle: Bundle, source: Source) -> list[Pair]:
     """(B, 3, num_frames, height, width) videos of random latents, through all of their chunks."""
-    host = Host.parse(cogvideox.host(source))
+    host = Host.parse(networks.host(source))
     random = np.random.default_rng(SEED)
     latents = [
         random.standard_normal(LatentShape(frames=f, height=h, width=w).array_shape(batch, host.latent_channels))

@@ -17,7 +17,7 @@ from telecine.families import FAMILIES
 from telecine.families.cogvideox.host import Host
 from telecine.families.cogvideox.positions import Rope
 from telecine.request import Request
-from telecine_export import cogvideox
+from telecine_export.families.cogvideox import networks
 from telecine_export.source import Source
 from telecine_export.verify.checks import Array, BundleModels, Call, Record, record_calls, to_numpy
 from telecine_export.verify.modules import load_pipeline
@@ -50,10 +50,10 @@ RUN_PARTS = {
 
 def request_of(source: Source) -> dict[str, Any]:
     """`REQUEST` at a size that the source's model can make, with what its pipeline takes beside text."""
-    positions = Host.parse(cogvideox.host(source)).positions
+    positions = Host.parse(networks.host(source)).positions
     size: dict[str, Any] = {**SIZE, "num_frames": FRAMES}
     if isinstance(positions, Rope) and positions.table_frames is not None:
-        size |= cogvideox.host(source)["sample"]
+        size |= networks.host(source)["sample"]
     pixels = np.random.default_rng(SEED).integers(0, 256, (VIDEO_FRAMES, *SIZE.values(), 3), dtype=np.uint8)
     inputs: dict[str, dict[str, Any]] = {
         "CogVideoXImageToVideoPipeline": {"image": list(pixels[:2])},

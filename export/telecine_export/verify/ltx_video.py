@@ -19,7 +19,7 @@ from telecine.noise import second_stream
 from telecine.rope import grid_index, make_tables, video_positions
 from telecine.shapes import Grid, LatentShape
 from telecine.tokenizer import Tokenizer
-from telecine_export import ltx_video
+from telecine_export.families.ltx_video import networks
 from telecine_export.source import Source
 from telecine_export.tokenizer import load_tokenizer
 from telecine_export.verify.checks import Array, Case, FamilyChecks, compare_graph
@@ -117,7 +117,7 @@ def transformer(bundle: Bundle, source: Source) -> list[Pair]:
     The rope tables come from the source's frequencies, so that this is about the graph; the whole run checks the
     bundle's own.
     """
-    host = ltx_video.host(source)
+    host = networks.host(source)
     return compare_graph(
         bundle,
         "transformer",
@@ -167,7 +167,7 @@ def _velocity(model: Any, case: Case) -> Tensor:
 
 def vae_encoder(bundle: Bundle, source: Source) -> list[Pair]:
     """(B, 2 C, F, H, W) moments of random videos in [-1, 1]."""
-    host = ltx_video.host(source)
+    host = networks.host(source)
     grid = _grid(host)
     channels = host["latent_channels"]
     random = np.random.default_rng(SEED)
@@ -194,7 +194,7 @@ def vae_encoder(bundle: Bundle, source: Source) -> list[Pair]:
 
 def vae_decoder(bundle: Bundle, source: Source) -> list[Pair]:
     """(B, 3, num_frames, height, width) videos of random latents, with another timestep for each where it has one."""
-    host = ltx_video.host(source)
+    host = networks.host(source)
     levels = tuple(NoiseLevel(**level) for level in host["decoder_noise"])
     random = np.random.default_rng(SEED)
     cases = []
@@ -221,7 +221,7 @@ def vae_decoder(bundle: Bundle, source: Source) -> list[Pair]:
 
 def latent_upsampler(bundle: Bundle, source: Source) -> list[Pair]:
     """(B, C, F, H, W) upsampled latents of random ones."""
-    channels = ltx_video.host(source)["latent_channels"]
+    channels = networks.host(source)["latent_channels"]
     random = np.random.default_rng(SEED)
     cases = [
         Case(

@@ -157,9 +157,13 @@ def _fill(record: Record, calls: list[Call], decodes: list[Call], sigmas: list[f
     held: dict[str, Array] = {}
     if calls:
         first = calls[0]
+        # The bundle's run leaves out the last columns, where all texts are padding.
         mask = first["encoder_attention_mask"]
+        used = np.flatnonzero(mask.any(axis=0))[-1] + 1
+        mask = mask[:, :used]
         # What is attended to: of pads, which the mask hides, LTXConditionPipeline's embeddings are whatever is quick.
-        record["prompt_embeds"] = {"embeddings": first["encoder_hidden_states"] * mask[..., np.newaxis], "mask": mask}
+        embeddings = first["encoder_hidden_states"][:, :used] * mask[..., np.newaxis]
+        record["prompt_embeds"] = {"embeddings": embeddings, "mask": mask}
         tokens, timestep = first["hidden_states"], first["timestep"]
         # Conditions are tokens with less noise, at an earlier timestep; they come from the encoder, which rounds.
         noisy = np.broadcast_to(timestep.reshape(len(tokens), -1) == timestep.max(), tokens.shape[:2])

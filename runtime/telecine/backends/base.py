@@ -86,6 +86,11 @@ class Session(ABC):
     def closed(self) -> bool:
         """Whether `close` was called."""
 
+    @property
+    def batch_pays(self) -> bool:
+        """Whether several rows in one call are quicker than one after the other, when each is large already."""
+        return True
+
     def output_shapes(self, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
         """Output shapes by name for input shapes by name.
 

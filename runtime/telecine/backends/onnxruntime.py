@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,7 @@ class _Network:
 
     def __init__(self, path: Path, settings: Callable[[], Any], providers: list[Any]) -> None:
         self.path = path
+        self.on_cpu = providers == [CPU]
         self._settings, self._providers = settings, providers
         self.loaded = self._load({})
 
@@ -125,13 +126,17 @@ class OnnxRuntimeSession(Session):
     def load(
         cls, graph: Graph, path: Path, *, device: str, options: OnnxRuntimeOptions, precision: str = "fp32"
     ) -> OnnxRuntimeSession:
-        """`precision` is that of the graph's component.
+        """`path` is that of the graph's file; the CPU provider gets the one beside it that is made for it, if any.
+
+        `precision` is that of the graph's component.
 
         Raises:
             BackendError: ONNX Runtime is missing, refuses the graph, lacks the device, or kernels for the precision.
         """
         providers = _providers(_onnxruntime(), device, options)
         _check_precision(path, precision, _name(providers[0]))
+        if graph.onnxruntime_cpu is not None and providers == [CPU]:
+            path = path.parents[len(Path(graph.file.path).parts) - 1] / graph.onnxruntime_cpu.path
         return cls(graph, _Network(path, partial(_settings, options, precision), providers))
 
     def bind(self, name: str, buffer: Buffer) -> None:
@@ -170,12 +175,20 @@ class OnnxRuntimeSession(Session):
             self._checked = True
         self._use_current_weights()
         assert self._loaded is not None
+        assert self._network is not None
         with _translated("running"):
-            if self._loaded.session.get_providers() != [CPU]:
+            if not self._network.on_cpu:
                 # For another device an input is copied when it is bound, and its buffer may have changed since.
                 for name in self.inputs:
                     self._binding.bind_cpu_input(name, self._bound[name])
             self._loaded.session.run_with_iobinding(self._binding)
+
+    @property
+    def batch_pays(self) -> bool:
+        """Not on a CPU: one row fills it."""
+        self.check_open()
+        assert self._network is not None
+        return not self._network.on_cpu
 
     def clone(self) -> OnnxRuntimeSession:
         self.check_open()
@@ -269,17 +282,21 @@ def _check_precision(path: Path, precision: str, provider: str) -> None:
         )
 
 
+@cache
+def _faults() -> tuple[type[Exception], ...]:
+    """All that this version has: versions differ, and a name that one lacks would hide the fault itself."""
+    import onnxruntime.capi.onnxruntime_pybind11_state as state
+
+    own = (kind for kind in vars(state).values() if isinstance(kind, type) and issubclass(kind, Exception))
+    return (*own, RuntimeError, MemoryError)
+
+
 @contextmanager
 def _translated(doing: str) -> Iterator[None]:
     """ONNX Runtime's exceptions, which share no base class but Exception, as BackendError."""
-    import onnxruntime.capi.onnxruntime_pybind11_state as state
-
-    # All that this version has: versions differ, and a name that one lacks would hide the fault itself.
-    own = (kind for kind in vars(state).values() if isinstance(kind, type) and issubclass(kind, Exception))
-    faults: tuple[type[Exception], ...] = (*own, RuntimeError, MemoryError)
     try:
         yield
-    except faults as error:
+    except _faults() as error:
         text = " ".join(str(error).split())
         if isinstance(error, MemoryError) or any(words in text.lower() for words in OUT_OF_MEMORY):
             raise out_of_memory(f"ONNX Runtime, {doing}: {text}") from error

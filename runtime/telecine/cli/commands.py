@@ -34,8 +34,8 @@ def source_options(command: F) -> F:
 
 def _open(source: str, *, upscaler: str | None, **parts: Any) -> Any:
     """The source of `source_options`."""
+    from telecine_export.families.ltx_video.upscaler import with_upscaler
     from telecine_export.source import open_source
-    from telecine_export.upscaler import with_upscaler
 
     opened = open_source(source, **parts)
     return opened if upscaler is None else with_upscaler(opened, upscaler)
@@ -54,7 +54,7 @@ def export(source: str, bundle: Path, opset: int, fuse: bool, overwrite: bool, a
     """Turn SOURCE (a diffusers folder, a hub id, or an original .safetensors file) into the folder BUNDLE."""
     from telecine.inspection import quality_lines
     from telecine_export.export import ComponentReport, export_bundle
-    from telecine_export.families import family_of
+    from telecine_export.family import family_of
     from telecine_export.progress import progress_bars
 
     precision = precision_parameters(options)

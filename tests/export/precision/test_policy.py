@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from telecine.errors import SourceError
-from telecine_export.ltx_video_precision import POLICIES
+from telecine_export.families.ltx_video.precision import POLICIES
 from telecine_export.precision.plans import plan_components
 from telecine_export.precision.policy import Policy, Rule
 

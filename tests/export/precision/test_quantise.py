@@ -16,8 +16,8 @@ from demo_model.settings import CHECKPOINT
 from onnx import TensorProto, numpy_helper
 from safetensors.torch import load_file
 
-from telecine_export import ltx_video
-from telecine_export.ltx_video_precision import POLICIES
+from telecine_export.families.ltx_video import networks
+from telecine_export.families.ltx_video.precision import POLICIES
 from telecine_export.precision.channel_scales import ROWS, channel_scales, to_fp8
 from telecine_export.precision.products import fp8_products
 from telecine_export.precision.typed import Traces
@@ -120,7 +120,7 @@ def test_the_text_encoder_s_wo_keeps_its_activations(stored: Callable[[str], Any
 
 
 def test_heads_of_another_size_are_not_quantised(tiny_source: Path) -> None:
-    spec = ltx_video.transformer({**open_source(str(tiny_source)).config("transformer"), "num_layers": 1})
+    spec = networks.transformer({**open_source(str(tiny_source)).config("transformer"), "num_layers": 1})
     traced, policy = Traces(23).get(spec), dataclasses.replace(POLICIES["transformer"], edge_share=0.0)
 
     def attentions() -> int:

@@ -11,9 +11,9 @@ import torch
 from transformers import T5Config, T5EncoderModel
 
 from telecine.manifest import Component
-from telecine_export import ltx_video
 from telecine_export.export import Progress, export_component
-from telecine_export.ltx_video_precision import POLICIES
+from telecine_export.families.ltx_video.precision import POLICIES
+from telecine_export.families.t5 import text_encoder
 from telecine_export.precision.emulate import emulate
 from telecine_export.precision.policy import DTYPES, Policy
 from telecine_export.precision.trial_models import MadeSession
@@ -55,7 +55,7 @@ def error(outliers: tuple[Source, torch.Tensor], tmp_path_factory: pytest.TempPa
     traces = Traces(23)
 
     def measure(precision: str, policy: Policy, *, as_gpu: bool = True) -> float:
-        spec = ltx_video.text_encoder(source.config("text_encoder"))
+        spec = text_encoder(source.config("text_encoder"))
         folder = tmp_path_factory.mktemp(precision)
         part: Component = export_component(
             source, folder, [spec], precision=precision, opset=23, progress=Progress(), policy=policy, traces=traces

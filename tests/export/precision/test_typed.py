@@ -14,9 +14,10 @@ import pytest
 from onnx import TensorProto
 
 from telecine.bundle import Bundle
-from telecine_export import ltx_video
 from telecine_export.export import DEFAULT_OPSET
-from telecine_export.ltx_video_precision import POLICIES
+from telecine_export.families import t5
+from telecine_export.families.ltx_video import networks
+from telecine_export.families.ltx_video.precision import POLICIES
 from telecine_export.precision.policy import Policy
 from telecine_export.precision.typed import Traces, typed
 from telecine_export.source import open_source
@@ -42,7 +43,7 @@ def text_encoder() -> tuple[Traces, Any]:
         "d_model": 32, "d_ff": 64, "d_kv": 16, "num_heads": 2, "num_layers": 2, "vocab_size": 50,
         "feed_forward_proj": "gated-gelu", "model_type": "t5", "is_encoder_decoder": False, "use_cache": False,
     }  # fmt: skip
-    return Traces(DEFAULT_OPSET), ltx_video.text_encoder(config)
+    return Traces(DEFAULT_OPSET), t5.text_encoder(config)
 
 
 def dtypes(model: onnx.ModelProto) -> dict[str, int]:
@@ -172,7 +173,7 @@ def test_a_kept_module_stays_in_float32(text_encoder: tuple[Traces, Any]) -> Non
 def test_attention_in_opset_20_multiplies_in_half(tiny_source: Path) -> None:
     """There it is spelled out, by scaled queries and keys, softmax and two products."""
     config = open_source(str(tiny_source)).config("transformer")
-    traced = Traces(20).get(ltx_video.transformer({**config, "num_layers": 1}))
+    traced = Traces(20).get(networks.transformer({**config, "num_layers": 1}))
     spelled = [
         node.name
         for node in traced.graph

@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from telecine.manifest import Manifest
-from telecine_export import ltx_video_releases
+from telecine_export.families.ltx_video import releases
+from telecine_export.families.ltx_video.releases import STATIC, Release
 from telecine_export.graphs import GraphSpec
-from telecine_export.ltx_video_releases import STATIC, Release
 from telecine_export.precision import typed
 
 Tensors = dict[str, torch.Tensor]
@@ -110,7 +110,7 @@ def tiny_release(tiny_source: Path, monkeypatch: pytest.MonkeyPatch) -> Release:
         scheduler=STATIC,
         pipeline_class="LTXPipeline",
     )
-    monkeypatch.setattr(ltx_video_releases, "RELEASES", (*ltx_video_releases.RELEASES, release))
+    monkeypatch.setattr(releases, "RELEASES", (*releases.RELEASES, release))
     return release
 
 

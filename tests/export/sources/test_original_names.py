@@ -18,7 +18,7 @@ from diffusers.loaders.single_file_utils import (
 from telecine.errors import SourceError
 from telecine.families.ltx_video.names import transformer_name, transformer_names, vae_names
 from telecine_export.checkpoints.checkpoint import Checkpoint
-from telecine_export.ltx_video_releases import KINDS, RELEASES, T5_XXL, VAE_090, Release, recognise, release_of
+from telecine_export.families.ltx_video.releases import KINDS, RELEASES, T5_XXL, VAE_090, Release, recognise, release_of
 
 DIFFUSERS_TYPES = {
     "0.9.0": "ltx-video", "0.9.1": "ltx-video-0.9.1", "0.9.5": "ltx-video-0.9.5", "0.9.7": "ltx-video-0.9.7",

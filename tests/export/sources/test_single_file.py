@@ -18,7 +18,7 @@ from telecine.bundle import Bundle
 from telecine.cli import main
 from telecine.errors import SourceError
 from telecine_export import hub
-from telecine_export.ltx_video_releases import STATIC, Release
+from telecine_export.families.ltx_video.releases import STATIC, Release
 from telecine_export.source import Source, open_source
 
 Write = Callable[..., Path]

@@ -47,7 +47,7 @@ def never_loads(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_video_and_its_seed(run: Run, tmp_path: Path) -> None:
     result = run("-o", tmp_path / "clip.mp4", "--seed", 7, "--frame-rate", 24)
     assert (result.exit_code, result.stdout) == (0, f"{tmp_path / 'clip.mp4'}\n")
-    assert "seed 7; text" in result.stderr
+    assert "seed 7; load" in result.stderr
     frames, rate = read_video(tmp_path / "clip.mp4")
     assert (frames.shape, rate) == ((9, 64, 32, 3), 24)
 
@@ -71,7 +71,7 @@ def test_json_has_files_seeds_and_seconds(run: Run, tmp_path: Path) -> None:
     result = run("-o", tmp_path / "clip.gif", "--json")
     report = json.loads(result.stdout)
     assert report["files"] == [str(tmp_path / "clip.gif")]
-    assert set(report["seconds"]) == {"text", "denoise", "decode", "total"}
+    assert set(report["seconds"]) == {"load", "text", "denoise", "network", "decode", "total"}
     again = run("-o", tmp_path / "again.gif", "--seed", report["seeds"][0])
     assert again.exit_code == 0
     assert (tmp_path / "again.gif").read_bytes() == (tmp_path / "clip.gif").read_bytes()

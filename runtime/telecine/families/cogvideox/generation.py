@@ -138,7 +138,9 @@ class Generation:
         transformer = self.models.session("transformer")
         with (
             stage("denoise"),
-            BoundTransformer(transformer, text, constants, latents.shape, self.guidance.passes, image) as network,
+            BoundTransformer(
+                transformer, text, constants, latents.shape, self.guidance.passes, image, stage=stage
+            ) as network,
         ):
             return denoise(network, latents, sampler=sampler, guidance=self.guidance, callback=callback)
 

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from telecine.backends.base import Session
+from telecine.families.base import Stage
 from telecine.guidance import Pass, StepGuidance
 
 Array = npt.NDArray[np.float32]
@@ -30,9 +31,11 @@ class BoundTransformer:
         latents_shape: tuple[int, ...],
         passes: tuple[Pass, ...],
         image: Array | None = None,
+        *,
+        stage: Stage,
     ) -> None:
         self._batch, frames, self._channels, *sides = latents_shape
-        self._session, self._passes = session, passes
+        self._session, self._passes, self._stage = session, passes, stage
         rows = len(passes) * self._batch
         channels = self._channels + (0 if image is None else image.shape[2])
         # B rows a pass. A step's passes are neighbours: it binds a range of rows, and nothing is copied.
@@ -64,7 +67,8 @@ class BoundTransformer:
             rows = slice(number * self._batch, (number + 1) * self._batch)
             self._bound["hidden_states"][rows, :, : self._channels] = latents
         self._bound["timestep"][:] = timestep
-        self._session.enqueue()
+        with self._stage("network"):
+            self._session.enqueue()
         return self._bound["prediction"]
 
     def __enter__(self) -> BoundTransformer:

@@ -18,6 +18,7 @@ from telecine.families.ltx_video.decode import DecodeSettings, decode
 from telecine.families.ltx_video.guidance import request_guidance
 from telecine.families.ltx_video.host import Host
 from telecine.families.ltx_video.sampler import FlowSampler
+from telecine.families.ltx_video.text import without_padding
 from telecine.families.ltx_video.transformer import BoundTransformer
 from telecine.families.text import prompt_embeddings
 from telecine.guidance import Guidance
@@ -112,7 +113,9 @@ class Generation:
         """(passes * B, L, D) embeddings and (passes * B, L) mask of the prompts."""
         with stage("text"):
             channels = self.host.text_channels
-            return prompt_embeddings(self.models, self.request, channels, self.guidance, attend_pads=attend_pads)
+            return without_padding(
+                *prompt_embeddings(self.models, self.request, channels, self.guidance, attend_pads=attend_pads)
+            )
 
     def denoise(self, start: Start, prompts: tuple[Array, Array], *, stage: Stage, callback: Callback | None) -> Array:
         """(B, T, C) latents of the clip.
@@ -131,6 +134,7 @@ class Generation:
                 start.latents.shape,
                 self.guidance.passes,
                 start.conditioning.timestep_tokens,
+                stage=stage,
             ) as network,
         ):
             return denoise(

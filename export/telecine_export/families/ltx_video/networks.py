@@ -12,30 +12,17 @@ from diffusers import AutoencoderKLLTXVideo, LTXVideoTransformer3DModel
 from diffusers.models.autoencoders.autoencoder_kl_ltx import LTXVideoCausalConv3d
 from diffusers.pipelines.ltx.modeling_latent_upsampler import LTXLatentUpsamplerModel
 from torch import Tensor, nn
-from transformers import T5Config, T5EncoderModel
 
 from telecine.errors import SourceError
-from telecine_export import ltx_upsampler
+from telecine_export.families.ltx_video.patches import patch_ltx_noise, patch_ltx_transformer, patch_ltx_vae
+from telecine_export.families.ltx_video.upsampler import host as upsampler_host
+from telecine_export.families.ltx_video.upsampler import latent_upsampler, recipes
+from telecine_export.families.ltx_video.upscaler import LATENT_UPSAMPLER
+from telecine_export.families.t5 import text_encoder
 from telecine_export.graphs import GraphSpec
-from telecine_export.patches import patch_ltx_noise, patch_ltx_transformer, patch_ltx_vae, patch_t5
 from telecine_export.source import Source
-from telecine_export.upscaler import LATENT_UPSAMPLER
 
 Config = Mapping[str, Any]
-
-
-class TextEncoderGraph(nn.Module):
-    """(B, L) token ids → (B, L, D) embeddings. Pads are attended: diffusers passes T5 no mask."""
-
-    def __init__(self, config: Config, dtype: torch.dtype) -> None:
-        super().__init__()
-        t5 = T5Config(**config)
-        t5._attn_implementation = "eager"  # the relative position bias rules fused attention out
-        self.text_encoder = T5EncoderModel(t5).eval().to(dtype)
-        patch_t5(self.text_encoder)
-
-    def forward(self, input_ids: Tensor) -> Tensor:
-        return self.text_encoder(input_ids).last_hidden_state.float()
 
 
 class TransformerGraph(nn.Module):
@@ -174,7 +161,7 @@ def presets(source: Source) -> dict[str, dict[str, Any]]:
     """
     upsampler = _upsampler_config(source)
     named: dict[str, Mapping[str, Any]] = {"recommended": RECOMMENDED[variant(source)]}
-    named |= ltx_upsampler.recipes(upsampler) if upsampler else {}
+    named |= recipes(upsampler) if upsampler else {}
     layers = _complete(LTXVideoTransformer3DModel, source.config("transformer"))["num_layers"]
     if layers in OFFICIAL:
         decoding = OFFICIAL_DECODING if source.config("vae").get("timestep_conditioning") else {}
@@ -205,7 +192,7 @@ def graphs(source: Source) -> list[GraphSpec]:
     ]
     upsampler = _upsampler_config(source)
     if upsampler:
-        specs.append(ltx_upsampler.latent_upsampler(upsampler, latent_channels=vae_config["latent_channels"]))
+        specs.append(latent_upsampler(upsampler, latent_channels=vae_config["latent_channels"]))
     return specs
 
 
@@ -230,7 +217,7 @@ def host(source: Source) -> dict[str, Any]:
         **statistics,
         "rope_frequencies": rope_frequencies(transformer_config).tolist(),
         "scheduler": source.config("scheduler"),
-        **({"upsampler": ltx_upsampler.host(upsampler)} if upsampler else {}),
+        **({"upsampler": upsampler_host(upsampler)} if upsampler else {}),
     }
 
 
@@ -245,19 +232,6 @@ def _complete(model: type, config: Config) -> dict[str, Any]:
     parameters = inspect.signature(model).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
     return defaults | dict(config)
-
-
-def text_encoder(config: Config) -> GraphSpec:
-    return GraphSpec(
-        component="text_encoder",
-        build=lambda dtype: TextEncoderGraph(config, dtype),
-        sample={"input_ids": torch.zeros(2, 12, dtype=torch.int64)},
-        axes={"input_ids": {0: "batch", 1: "text_length"}},
-        output="prompt_embeds",
-        output_shape=("batch", "text_length", config["d_model"]),
-        checkpoint="text_encoder",
-        rename=lambda name: name.removeprefix("text_encoder."),
-    )
 
 
 def transformer(config: Config) -> GraphSpec:

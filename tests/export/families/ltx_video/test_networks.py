@@ -21,8 +21,8 @@ from telecine.families import FAMILIES
 from telecine.families.ltx_video.guidance import request_guidance
 from telecine.request import Request
 from telecine.schedulers.flow_match_euler import pipeline_sigmas
-from telecine_export import ltx_video
-from telecine_export.families import family_of
+from telecine_export.families.ltx_video import networks
+from telecine_export.family import family_of
 from telecine_export.source import Source, open_source
 
 # The configurations that diffusers' conversion script writes, where they differ from the class's defaults.
@@ -77,8 +77,8 @@ def test_variants_are_told_from_the_configuration(
     vae: dict, transformer: dict, expected: str, configured: Callable[..., Source]
 ) -> None:
     source = configured(vae, transformer)
-    assert ltx_video.variant(source) == expected
-    preset = ltx_video.presets(source)["recommended"]
+    assert networks.variant(source) == expected
+    preset = networks.presets(source)["recommended"]
     assert preset["width"] % 32 == preset["height"] % 32 == 0
     assert preset["num_frames"] % 8 == 1
     assert ("decode_timestep" in preset) == bool(vae)
@@ -89,7 +89,7 @@ def test_variants_are_told_from_the_configuration(
 def test_the_official_preset_is_a_request_that_the_model_takes(
     vae: dict, transformer: dict, blocks: int, configured: Callable[..., Source]
 ) -> None:
-    presets = ltx_video.presets(configured(vae, transformer))
+    presets = networks.presets(configured(vae, transformer))
     preset = json.loads(json.dumps(presets["official"]))  # as a manifest holds it
     assert ("decode_timestep" in preset) == bool(vae)
     request = Request.resolve({"prompt": "a fox"}, preset, RUNTIME_DEFAULTS)
@@ -101,7 +101,7 @@ def test_the_official_preset_is_a_request_that_the_model_takes(
 
 
 def test_the_official_schedule_of_13b(configured: Callable[..., Source]) -> None:
-    preset = ltx_video.presets(configured(VAE_095, TRANSFORMER_13B))["official"]
+    preset = networks.presets(configured(VAE_095, TRANSFORMER_13B))["official"]
     sigmas = np.array([1, 0.999, 0.996, 0.995, 0.99, 0.98, 0.95, 0.7, 0.1], np.float32)
     host: Any = SimpleNamespace(transformer_blocks=48)
     steps = request_guidance(Request.resolve({"prompt": "a"}, preset, RUNTIME_DEFAULTS), sigmas, host).steps
@@ -114,11 +114,11 @@ def test_the_official_schedule_of_13b(configured: Callable[..., Source]) -> None
 
 
 def test_blocks_of_published_models_are_no_preset_of_others(configured: Callable[..., Source]) -> None:
-    assert set(ltx_video.presets(configured({}, {"num_layers": 12}))) == {"recommended"}
+    assert set(networks.presets(configured({}, {"num_layers": 12}))) == {"recommended"}
 
 
 def test_real_configurations_give_the_contracts(configured: Callable[..., Source]) -> None:
-    specs = {spec.component: spec for spec in ltx_video.graphs(configured(VAE_095, TRANSFORMER_13B))}
+    specs = {spec.component: spec for spec in networks.graphs(configured(VAE_095, TRANSFORMER_13B))}
     assert specs["transformer"].output_shape == ("batch", "tokens", 128)
     assert specs["transformer"].sample["rope_cos"].shape[2] == 4096 // 6
     assert specs["vae_encoder"].axes["video"] == {
@@ -128,14 +128,14 @@ def test_real_configurations_give_the_contracts(configured: Callable[..., Source
 
 
 def test_a_decoder_without_a_timestep_has_no_such_input(configured: Callable[..., Source]) -> None:
-    specs = {spec.component: spec for spec in ltx_video.graphs(configured({}))}
+    specs = {spec.component: spec for spec in networks.graphs(configured({}))}
     assert set(specs["vae_decoder"].sample) == {"latents"}
 
 
 def test_injected_noise_is_an_input_a_level(configured: Callable[..., Source]) -> None:
     """What diffusers' own decoder of 0.9.1 draws, one map at a time: 36 of them."""
     source = configured(VAE_091)
-    specs = {spec.component: spec for spec in ltx_video.graphs(source)}
+    specs = {spec.component: spec for spec in networks.graphs(source)}
     spec = specs["vae_decoder"]
     assert {name: len(tensor) for name, tensor in spec.sample.items() if name.startswith("noise_")} == {
         "noise_2": 14, "noise_4": 12, "noise_8": 10,
@@ -148,7 +148,7 @@ def test_injected_noise_is_an_input_a_level(configured: Callable[..., Source]) -
         randn = torch.randn
         patch.setattr(torch, "randn", lambda shape, **options: (drawn.append(tuple(shape)), randn(shape, **options))[1])
         vae.decoder(torch.empty(1, 128, 2, 3, 5, device="meta"), torch.empty(1, device="meta"))
-    counts = ltx_video.decoder_noise(ltx_video._complete(AutoencoderKLLTXVideo, VAE_091))
+    counts = networks.decoder_noise(networks._complete(AutoencoderKLLTXVideo, VAE_091))
     assert drawn == [(3 * scale, 5 * scale) for scale, maps in counts.items() for _ in range(maps)]
 
 
@@ -157,19 +157,19 @@ def test_noise_at_a_level_without_an_input_is_refused() -> None:
     config |= {"decoder_spatio_temporal_scaling": [True] * 4, "upsample_residual": [True] * 4}
     config |= {"upsample_factor": [2] * 4, "decoder_inject_noise": [True] * 5, "patch_size": 2}
     with pytest.raises(SourceError, match="injects noise at 1, 2, 4, 8, 16 values per latent"):
-        ltx_video.decoder_noise(ltx_video._complete(AutoencoderKLLTXVideo, config))
+        networks.decoder_noise(networks._complete(AutoencoderKLLTXVideo, config))
 
 
 @pytest.mark.parametrize("config", [{}, VAE_091, VAE_095], ids=["0.9.0", "0.9.1", "0.9.5"])
 def test_the_widest_activations_of_real_vaes(config: dict) -> None:
     """128 channels at a quarter of the picture's side, in both halves; before an upsampler drops it, one frame more."""
-    widest = ltx_video.widest_activations(ltx_video._complete(AutoencoderKLLTXVideo, config))
+    widest = networks.widest_activations(networks._complete(AutoencoderKLLTXVideo, config))
     assert widest == pytest.approx({"vae_encoder": 128 / 16, "vae_decoder": 128 / 16}, rel=2 / 65)
 
 
 def test_patches_larger_than_one_are_refused(configured: Callable[..., Source]) -> None:
     with pytest.raises(SourceError, match="patch_size 2"):
-        ltx_video.graphs(configured({}, {"patch_size": 2}))
+        networks.graphs(configured({}, {"patch_size": 2}))
 
 
 @pytest.mark.parametrize("config", [{}, VAE_091, VAE_095], ids=["0.9.0", "0.9.1", "0.9.5"])
@@ -177,7 +177,7 @@ def test_compression_ratios(config: dict) -> None:
     with torch.device("meta"):
         vae: Any = AutoencoderKLLTXVideo(**config)
     expected = (vae.temporal_compression_ratio, vae.spatial_compression_ratio)
-    assert ltx_video.compression_ratios(vae.config) == expected == (8, 32)
+    assert networks.compression_ratios(vae.config) == expected == (8, 32)
 
 
 @pytest.mark.parametrize("width", [64, 2048, 4096])
@@ -191,7 +191,7 @@ def test_rope_frequencies_are_torchs(width: int, monkeypatch: pytest.MonkeyPatch
     LTXVideoRotaryPosEmbed(dim=width)(
         torch.zeros(1, 1, width), video_coords=torch.tensor([[[20.0], [2048.0], [2048.0]]])
     )
-    assert torch.equal(angles[0][0, 0, ::3], ltx_video.rope_frequencies(config))
+    assert torch.equal(angles[0][0, 0, ::3], networks.rope_frequencies(config))
     assert math.isclose(float(angles[0].max()), 10000 * math.pi / 2, rel_tol=1e-6)
 
 

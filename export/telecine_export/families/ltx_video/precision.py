@@ -9,50 +9,9 @@ import numpy as np
 
 from telecine.picture_quality import Clip
 from telecine.pipeline import Pipeline, Result
+from telecine_export.families.t5 import TEXT_ENCODER
 from telecine_export.precision.policy import Policy, Quantised, Rule
 from telecine_export.precision.trial import CALIBRATION_PROMPTS, Trial
-
-TEXT_ENCODER = Policy(
-    rules=(
-        Rule(
-            modules=r".*embed_tokens",
-            operators=("Gather",),
-            half=True,
-            reason="a table of half a gigabyte, whose values are small: rounded once, then added to in float32",
-        ),
-        Rule(
-            modules=r"encoder|encoder\.block\.\d+(\.layer\.\d+)?",
-            reason="T5-XXL's residual stream passes 65504; in bf16 what late layers add would fall below its last bit",
-        ),
-        Rule(modules=r".*layer_norm", reason="squares of the residual stream pass 65504 even where it does not"),
-        Rule(
-            modules=r".*\.DenseReluDense(\.act|\.dropout)?",
-            reason="the gated product has T5's largest values, and GELU cubes them",
-        ),
-        Rule(
-            modules=r".*\.DenseReluDense\.wo",
-            halves=("fp16",),
-            reason="its output goes to the residual stream and passes 65504 as it does (transformers keeps it too)",
-        ),
-        Rule(
-            modules=r".*\.SelfAttention",
-            operators=("Add", "Softmax"),
-            reason="T5 does not scale its scores: exponentials of large sums (transformers' own softmax is float32)",
-        ),
-        Rule(modules=r".*relative_attention_bias", reason="a small table that is added to the scores"),
-    ),
-    quantised=(
-        Quantised(
-            modules=r".*\.(SelfAttention\.[qkvo]|DenseReluDense\.wi(_\d)?)",
-            reason="their inputs are normalised, or averages of what is: one scale a tensor serves them",
-        ),
-        Quantised(
-            modules=r".*\.DenseReluDense\.wo",
-            activations=False,
-            reason="outliers in its input are thousands of times the rest, which one scale a tensor would flush to 0",
-        ),
-    ),
-)
 
 TRANSFORMER = Policy(
     rules=(

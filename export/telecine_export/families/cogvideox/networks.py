@@ -11,11 +11,11 @@ from diffusers import AutoencoderKLCogVideoX, CogVideoXTransformer3DModel
 from torch import Tensor, nn
 
 from telecine.schedulers.cogvideox import CogVideoXSchedulerConfig
-from telecine_export import cogvideox_vae
-from telecine_export.cogvideox_checks import check_text, check_transformer, check_vae
-from telecine_export.cogvideox_patches import patch_cogvideox_transformer
+from telecine_export.families.cogvideox.checks import check_text, check_transformer, check_vae
+from telecine_export.families.cogvideox.patches import patch_cogvideox_transformer
+from telecine_export.families.cogvideox.vae import decoder_graphs, encoder_graphs, widest_activations
+from telecine_export.families.t5 import text_encoder
 from telecine_export.graphs import GraphSpec
-from telecine_export.ltx_video import text_encoder
 from telecine_export.source import Source
 
 Config = Mapping[str, Any]
@@ -76,8 +76,8 @@ def graphs(source: Source) -> list[GraphSpec]:
     return [
         text_encoder(text),
         transformer(config),
-        *cogvideox_vae.encoder_graphs(vae),
-        *cogvideox_vae.decoder_graphs(vae),
+        *encoder_graphs(vae),
+        *decoder_graphs(vae),
     ]
 
 
@@ -158,7 +158,7 @@ def host(source: Source) -> dict[str, Any]:
         "invert_scale_latents": vae["invert_scale_latents"],
         "positions": positions(config),
         "ofs": OFS if config["ofs_embed_dim"] else None,
-        "widest_activations": cogvideox_vae.widest_activations(vae),
+        "widest_activations": widest_activations(vae),
         "vae_tile": {"height": vae["sample_height"] // 2, "width": vae["sample_width"] // 2},
         "sample": sample_size(source),
         "scheduler": scheduler,

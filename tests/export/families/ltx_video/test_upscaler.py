@@ -19,13 +19,14 @@ from telecine.backends.onnxruntime import OnnxRuntimeOptions, OnnxRuntimeSession
 from telecine.bundle import Bundle
 from telecine.cli import main
 from telecine.errors import BundleError, SourceError
-from telecine_export import export, ltx_upsampler
+from telecine_export import export
 from telecine_export.components import FolderComponent
 from telecine_export.export import Progress, export_component
-from telecine_export.families import family_of
-from telecine_export.ltx_video import graphs, host, presets
+from telecine_export.families.ltx_video import upsampler as ltx_upsampler
+from telecine_export.families.ltx_video.networks import graphs, host, presets
+from telecine_export.families.ltx_video.upscaler import with_upscaler
+from telecine_export.family import family_of
 from telecine_export.source import Source, open_source
-from telecine_export.upscaler import with_upscaler
 from telecine_export.verify import verify_bundle
 
 CONFIG = {

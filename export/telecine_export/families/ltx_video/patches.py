@@ -1,4 +1,4 @@
-"""Every change to a traced network, in one place: set on instances, so diffusers and transformers stay as they are.
+"""Every change to a traced network of LTX-Video, in one place: set on instances, so diffusers stays as it is.
 
 A network is patched only where its own code cannot be traced for free sizes, or where the graph contract asks for an
 input that the module computes itself (RoPE tables, spatio-temporal guidance). The weights and their names never
@@ -7,68 +7,24 @@ change.
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from diffusers.models.autoencoders.autoencoder_kl_ltx import LTXVideoCausalConv3d, LTXVideoResnetBlock3d
-from diffusers.models.embeddings import Timesteps
 from diffusers.models.transformers.transformer_ltx import LTXAttention, LTXVideoTransformerBlock
 from torch import Tensor, nn
-from transformers.models.t5.modeling_t5 import T5Attention
 
 from telecine_export.fused_qkv import CROSS, SELF, project
+from telecine_export.timesteps import patch_timesteps
 
 # Values of the transformer graph's `stg_mode` input (STGuidance, arXiv 2411.18664; Lightricks' SkipLayerStrategy).
 STG_ATTENTION_VALUES = 1
 STG_SKIP_ATTENTION = 2
 STG_SKIP_BLOCK = 3
 
-FREQUENCIES = "frequencies"
-
 Rotary = tuple[Tensor, Tensor]
-
-
-class TorchTimesteps(nn.Module):
-    """Stands in for diffusers' Timesteps: (N,) timesteps → (N, channels) sinusoids of frequencies that torch computed.
-
-    Folded into the graph by another library, a frequency's last bit differs: at timestep 1000 that is 6e-5 radians.
-    """
-
-    frequencies: Tensor
-
-    def __init__(self, original: Timesteps) -> None:
-        super().__init__()
-        half = original.num_channels // 2
-        with torch.device("cpu"):
-            exponents = -math.log(10000) * torch.arange(half, dtype=torch.float32)
-            self.computed = [torch.exp(exponents / (half - original.downscale_freq_shift))]
-        self.flip, self.scale = original.flip_sin_to_cos, original.scale
-        self.register_buffer(FREQUENCIES, torch.empty_like(self.computed[0], device="meta"), persistent=False)
-
-    def forward(self, timesteps: Tensor) -> Tensor:
-        angles = self.scale * (timesteps[:, None].float() * self.frequencies[None])
-        waves = [torch.sin(angles), torch.cos(angles)]
-        return torch.cat(waves[::-1] if self.flip else waves, dim=-1)
-
-
-def patch_timesteps(model: nn.Module) -> None:
-    """Give every sinusoidal timestep projection the frequencies that torch computes on a CPU."""
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, Timesteps):
-                setattr(module, name, TorchTimesteps(child))
-
-
-def computed_constants(model: nn.Module) -> dict[str, Tensor]:
-    """Values of the buffers that patches put in place of what the network computes, by their names."""
-    return {
-        f"{name}.{FREQUENCIES}": module.computed[0]
-        for name, module in model.named_modules()
-        if isinstance(module, TorchTimesteps)
-    }
 
 
 class StgModes:
@@ -269,28 +225,3 @@ def patch_ltx_noise(decoder: Any) -> NoiseMaps:
                 places = (maps.reserve(scale), maps.reserve(scale))
                 resnet.forward = partial(_noisy_resnet, resnet, maps, scale, places)
     return maps
-
-
-def _bucket_by_bounds(bounds: list[int], relative_position: Tensor, **unused: object) -> Tensor:
-    distance = relative_position.abs()
-    bucket = sum((distance >= bound).to(torch.long) for bound in bounds)
-    return bucket + (relative_position > 0).to(torch.long) * (len(bounds) + 1)
-
-
-def patch_t5(model: nn.Module) -> None:
-    """Count T5's relative position buckets by the distances where torch's own bucket changes.
-
-    Distances 16, 32 and 64 sit exactly on bucket boundaries of a float32 logarithm: a backend whose `log` differs in
-    the last bit moves them to another bucket. Integers compare exactly everywhere.
-    """
-    for module in model.modules():
-        if isinstance(module, T5Attention) and module.has_relative_attention_bias:
-            buckets = T5Attention._relative_position_bucket(
-                -torch.arange(module.relative_attention_max_distance + 1, device="cpu"),
-                bidirectional=True,
-                num_buckets=module.relative_attention_num_buckets,
-                max_distance=module.relative_attention_max_distance,
-            ).tolist()
-            # Where the buckets step up by n, the same bound counts n times.
-            bounds = [i for i in range(1, len(buckets)) for _ in range(buckets[i] - buckets[i - 1])]
-            module._relative_position_bucket = partial(_bucket_by_bounds, bounds)  # type: ignore[method-assign]

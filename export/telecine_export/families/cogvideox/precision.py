@@ -11,7 +11,7 @@ import numpy.typing as npt
 from telecine.families.cogvideox.host import Host
 from telecine.picture_quality import Clip
 from telecine.pipeline import Pipeline
-from telecine_export.ltx_video_precision import TEXT_ENCODER
+from telecine_export.families.t5 import TEXT_ENCODER
 from telecine_export.precision.policy import Policy, Quantised, Rule
 from telecine_export.precision.trial import CALIBRATION_PROMPTS, Trial
 

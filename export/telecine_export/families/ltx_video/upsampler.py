@@ -10,8 +10,8 @@ from diffusers.pipelines.ltx.modeling_latent_upsampler import LTXLatentUpsampler
 from torch import Tensor, nn
 
 from telecine.errors import SourceError
+from telecine_export.families.ltx_video.upscaler import LATENT_UPSAMPLER
 from telecine_export.graphs import GraphSpec
-from telecine_export.upscaler import LATENT_UPSAMPLER
 
 Config = Mapping[str, Any]
 

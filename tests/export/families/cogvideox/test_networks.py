@@ -20,11 +20,11 @@ from telecine.bundle import Bundle
 from telecine.errors import BundleError, SourceError
 from telecine.families.cogvideox.host import Host
 from telecine.families.cogvideox.positions import Place
-from telecine_export import cogvideox as family
-from telecine_export import cogvideox_vae
-from telecine_export.cogvideox_checks import check_text, check_transformer, check_vae
-from telecine_export.cogvideox_patches import flatten_caches, nest_caches, patch_cogvideox_vae
 from telecine_export.export import Progress, export_component
+from telecine_export.families.cogvideox import networks as family
+from telecine_export.families.cogvideox import vae as cogvideox_vae
+from telecine_export.families.cogvideox.checks import check_text, check_transformer, check_vae
+from telecine_export.families.cogvideox.patches import flatten_caches, nest_caches, patch_cogvideox_vae
 from telecine_export.source import open_source
 from telecine_export.verify import verify_bundle
 

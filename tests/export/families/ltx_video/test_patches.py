@@ -16,21 +16,19 @@ from transformers.models.t5.modeling_t5 import T5Attention
 
 from telecine.rope import grid_index, make_tables, video_positions
 from telecine.shapes import Grid, LatentShape
-from telecine_export.ltx_video import rope_frequencies
-from telecine_export.patches import (
+from telecine_export.families.ltx_video.networks import rope_frequencies
+from telecine_export.families.ltx_video.patches import (
     STG_ATTENTION_VALUES,
     STG_SKIP_ATTENTION,
     STG_SKIP_BLOCK,
     TableRope,
-    TorchTimesteps,
-    computed_constants,
     patch_ltx_noise,
     patch_ltx_transformer,
     patch_ltx_vae,
-    patch_t5,
-    patch_timesteps,
     rotate,
 )
+from telecine_export.families.t5 import patch_t5
+from telecine_export.timesteps import TorchTimesteps, computed_constants, patch_timesteps
 
 
 @pytest.mark.parametrize("flip", [True, False])

@@ -20,7 +20,7 @@ import torch
 from diffusers import AutoencoderKLCogVideoX
 from torch import Tensor, nn
 
-from telecine_export.cogvideox_patches import flatten_caches, named_forward, nest_caches, patch_cogvideox_vae
+from telecine_export.families.cogvideox.patches import flatten_caches, named_forward, nest_caches, patch_cogvideox_vae
 from telecine_export.graphs import GraphSpec
 
 Config = Mapping[str, Any]

@@ -11,8 +11,8 @@ from diffusers import AutoencoderKLLTXVideo
 
 from telecine.backends.base import Session
 from telecine.backends.onnxruntime import OnnxRuntimeOptions, OnnxRuntimeSession
-from telecine_export import ltx_video
 from telecine_export.export import Progress, export_component
+from telecine_export.families.ltx_video import networks
 from telecine_export.source import Source
 
 # Strided convolutions down, no residual and no timestep up: diffusers' defaults, at a sixteenth of the width.
@@ -33,7 +33,7 @@ def test_its_encoder_and_decoder_at_sizes_that_were_not_traced(tmp_path: Path) -
     vae.save_pretrained(tmp_path / "vae")
     source = Source(root=tmp_path, pipeline_class="LTXPipeline")
     config = vae.config
-    assert ltx_video.compression_ratios(config) == (8, 32)
+    assert networks.compression_ratios(config) == (8, 32)
 
     def load(spec: Any) -> Session:
         component = export_component(source, tmp_path, [spec], precision="fp32", opset=23, progress=Progress())
@@ -41,12 +41,12 @@ def test_its_encoder_and_decoder_at_sizes_that_were_not_traced(tmp_path: Path) -
         return OnnxRuntimeSession.load(graph, tmp_path / graph.file.path, device="cpu", options=OnnxRuntimeOptions())
 
     rng = np.random.default_rng(0)
-    with load(ltx_video.vae_encoder(config)) as encoder, torch.no_grad():
+    with load(networks.vae_encoder(config)) as encoder, torch.no_grad():
         for batch, frames, height, width in ((1, 1, 32, 32), (2, 25, 64, 96)):
             video = rng.uniform(-1, 1, (batch, 3, frames, height, width)).astype(np.float32)
             expected = vae.encoder(torch.from_numpy(video))[:, :9].numpy()
             np.testing.assert_allclose(encoder.run({"video": video})["moments"], expected, atol=TOLERANCE, rtol=0)
-    with load(ltx_video.vae_decoder(config)) as decoder, torch.no_grad():
+    with load(networks.vae_decoder(config)) as decoder, torch.no_grad():
         for batch, frames, height, width in ((1, 1, 1, 1), (2, 4, 2, 3)):
             latents = rng.standard_normal((batch, 8, frames, height, width), dtype=np.float32)
             expected = vae.decode(torch.from_numpy(latents)).sample.numpy()

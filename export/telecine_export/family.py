@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from telecine.errors import SourceError
-from telecine_export import cogvideox, cogvideox_precision, ltx_video, ltx_video_precision
+from telecine_export.families.cogvideox import networks as cogvideox
+from telecine_export.families.cogvideox import precision as cogvideox_precision
+from telecine_export.families.ltx_video import networks as ltx_video
+from telecine_export.families.ltx_video import precision as ltx_video_precision
+from telecine_export.families.ltx_video.upscaler import UPSCALER_CLASS
 from telecine_export.graphs import GraphSpec
 from telecine_export.precision.policy import Policy
 from telecine_export.precision.trial import Trial
 from telecine_export.source import Source
-from telecine_export.upscaler import UPSCALER_CLASS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

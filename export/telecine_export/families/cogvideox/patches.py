@@ -26,7 +26,7 @@ from diffusers.models.upsampling import CogVideoXUpsample3D
 from torch import Tensor, nn
 
 from telecine_export.fused_qkv import SELF, project
-from telecine_export.patches import patch_timesteps
+from telecine_export.timesteps import patch_timesteps
 
 # diffusers' `conv_cache`: caches by the names of blocks, resnets and convolutions, one within the other.
 Nested: TypeAlias = "dict[str, Tensor | Nested | None]"

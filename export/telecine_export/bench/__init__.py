@@ -1,0 +1,1 @@
+"""diffusers' side of `telecine bench`: the same generation in torch, eager or compiled."""

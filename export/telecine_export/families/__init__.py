@@ -1,0 +1,1 @@
+"""What export knows of each family: its networks, patches, releases and precision policies."""

@@ -1,0 +1,1 @@
+"""CogVideoX 2b and 5b, 1.5, and their image-to-video models."""

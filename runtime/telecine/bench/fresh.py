@@ -1,0 +1,78 @@
+"""One generation in a fresh process: seconds from its start to the first denoising step, and the memory it took.
+
+    python -m telecine.bench.fresh BUNDLE SETTINGS
+
+is the process; `measure_fresh` starts it, or diffusers' one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from telecine.bench.competitor import Competitor
+from telecine.bench.settings import Settings
+from telecine.errors import BackendError
+
+OURS = "telecine.bench.fresh"
+STATUS = Path("/proc/self/status")
+
+
+def measure_fresh(module: str, path: str, settings: Settings) -> dict[str, float]:
+    """Of `python -m MODULE PATH SETTINGS`: seconds from its start to the end of the first denoising step (`first_step`)
+    and of the video (`total`), those of its quickest later step (`step`), and its peak resident bytes (`peak_memory`).
+
+    Raises:
+        BackendError: the process failed, or was killed.
+    """
+    command = [sys.executable, "-m", module, path, json.dumps(dataclasses.asdict(settings))]
+    start = time.monotonic()
+    done = subprocess.run(command, capture_output=True, text=True, env=settings.environment(), check=False)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        raise BackendError(
+            f"{module} of {path} ended with {done.returncode}: {last}",
+            expected="a generation",
+            fix="Ask for a smaller size; a process that is killed ran out of memory.",
+        )
+    told = json.loads(done.stdout.splitlines()[-1])
+    marks = told["marks"]
+    return {
+        "first_step": marks[0] - start,
+        "step": min(after - before for before, after in itertools.pairwise(marks)),
+        "total": told["end"] - start,
+        "peak_memory": told["peak_memory"],
+    }
+
+
+def tell(make: Callable[[Settings], Competitor], arguments: list[str]) -> None:
+    """What the fresh process does: one generation, told as JSON. Times are of the clock that all processes share."""
+    settings = Settings.parse(json.loads(arguments[0]))
+    marks: list[float] = []
+    make(settings).generate(settings, lambda: marks.append(time.monotonic()))
+    told: dict[str, Any] = {"marks": marks, "end": time.monotonic(), "peak_memory": peak_memory()}
+    print(json.dumps(told))
+
+
+def peak_memory() -> int:
+    """Largest resident bytes of this process so far.
+
+    Not `ru_maxrss`: a process that was started inherits the peak of the one that started it.
+    """
+    for line in STATUS.read_text(encoding="ascii").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise BackendError(f"{STATUS} has no VmHWM", expected="Linux", fix="Measure on Linux.")
+
+
+if __name__ == "__main__":
+    from telecine.bench.ours import Telecine
+
+    tell(lambda settings: Telecine(Path(sys.argv[1]), threads=settings.threads), sys.argv[2:])

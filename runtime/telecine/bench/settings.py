@@ -1,0 +1,68 @@
+"""What a benchmark asks of every competitor: the same request, as often, on as many threads."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from telecine.errors import RequestError
+
+PROMPT = "a red ball rolls to the left over a dark green floor"
+# Whatever library multiplies the matrices, it reads one of these.
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The work: parameters of `generate` by diffusers' names, and how it is repeated.
+
+    `threads`: of one operator, on every side. `warmups`: runs of each competitor that are not counted.
+
+    Raises:
+        RequestError: nothing to measure.
+    """
+
+    prompt: str = PROMPT
+    negative_prompt: str = "worst quality, blurry"
+    height: int
+    width: int
+    num_frames: int
+    num_inference_steps: int = 8
+    guidance_scale: float = 3.0
+    decode_timestep: float = 0.05
+    decode_noise_scale: float = 0.025
+    output_type: str = "np"
+    seed: int = 0
+    repeats: int = 5
+    warmups: int = 1
+    threads: int
+
+    def __post_init__(self) -> None:
+        for name, least in (("repeats", 1), ("warmups", 0), ("threads", 1)):
+            if getattr(self, name) < least:
+                raise RequestError(
+                    f"{name} is {getattr(self, name)}", expected=f"{least} or more", fix=f"Use {max(least, 3)}."
+                )
+        if self.num_inference_steps < 2:
+            raise RequestError(
+                f"num_inference_steps is {self.num_inference_steps}",
+                expected="2 or more: a step is timed from the end of the one before",
+                fix="Use 8.",
+            )
+
+    def request(self) -> dict[str, Any]:
+        """Parameters that `Pipeline.generate` and diffusers' `__call__` share."""
+        names = [field.name for field in dataclasses.fields(self)]
+        return {name: getattr(self, name) for name in names[: names.index("seed")]}
+
+    def environment(self) -> dict[str, str]:
+        """This process' environment, for one that is to use so many threads."""
+        return os.environ | dict.fromkeys(THREAD_VARIABLES, str(self.threads))
+
+    @classmethod
+    def parse(cls, content: Mapping[str, Any]) -> Settings:
+        """What `dataclasses.asdict` made of settings."""
+        return cls(**content)
