@@ -61,7 +61,8 @@ def test_a_model_of_1_5_counts_groups_of_padded_frames(cogvideox: CogVideoX) -> 
     ("style", "request_", "asked"),
     [
         ("2b", {"prompt": ["a ball", "a fox"], "num_frames": 17}, workload(48, 32, 17, videos=2)),
-        ("5b", {"prompt": "a ball", "video": np.zeros((20, 32, 48, 3), np.uint8)}, workload(48, 32, 20)),
+        ("5b", {"prompt": "a ball", "video": np.zeros((20, 32, 48, 3), np.uint8), "strength": 1.0},
+         workload(48, 32, 17)),
         ("1.5-5b-I2V", {"prompt": "a ball", "image": np.zeros((32, 48, 3), np.uint8), "num_frames": 9},
          workload(48, 32, 9)),
     ],
