@@ -18,13 +18,13 @@ from lora_files import factors, write_lora
 from onnxruntime import InferenceSession
 
 from telecine.bundle import Bundle
-from telecine.errors import SourceError
+from telecine.errors import BundleError, SourceError
 from telecine.graph_weights import GraphWeights
 from telecine.lora import Lora
 from telecine.manifest import FILE_NAME, Component
 from telecine.weight_changes import WeightChanges
 from telecine_export.checkpoints.joined import Joined
-from telecine_export.export import Progress, export_component
+from telecine_export.export import Progress, export_bundle, export_component
 from telecine_export.families.t5 import text_encoder
 from telecine_export.family import family_of
 from telecine_export.fused_qkv import fuse_qkv
@@ -152,6 +152,13 @@ def test_a_fine_tune_fills_a_fused_bundle(fused: Fused, fused_bundle: Path) -> N
     weights = GraphWeights.open(Bundle.open(fused_bundle), "transformer")
     for name, values in changes.values(Bundle.open(fused_bundle), "transformer", "main").items():
         np.testing.assert_array_equal(values, weights.initializer(name).read())
+
+
+def test_a_reference_must_be_fused_alike(tiny_source: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="has a transformer without joined projections; expected one with them"):
+        export_bundle(
+            open_source(str(tiny_source)), tmp_path / "out", precision="fp8", fuse=True, reference=tiny_bundle
+        )
 
 
 def _changed(bundle: Path, loras: list[Lora]) -> dict[str, np.ndarray]:
