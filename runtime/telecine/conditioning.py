@@ -108,8 +108,7 @@ class TokenStrengths(Conditioning):
         noised = self._draw_noise()
         noised *= self._noise_scale
         noised *= sigma * sigma
-        noised += self._initial
-        return np.where((self._strengths > ONE - SAME)[:, np.newaxis], noised, latents)
+        return np.where((self._strengths > ONE - SAME)[:, np.newaxis], noised + self._initial, latents)
 
     def token_timesteps(self, timestep: np.float32) -> Array:
         return np.minimum(timestep, (ONE - self._strengths) * np.float32(1000))
@@ -139,7 +138,7 @@ class Canvas:
     """
 
     def __init__(self, noise: Array, temporal_ratio: int) -> None:
-        self._main = noise.copy()
+        self._main = noise
         self._main_strengths = np.zeros(noise.shape[2], np.float32)
         self._ratio = temporal_ratio
         self._extra: list[Array] = []
@@ -164,9 +163,10 @@ class Canvas:
         self._extra_first_frames.append(first_frames(prefix.shape[2], self._ratio) + frame_index)
 
     def _mix(self, start: int, condition: Array, strength: float) -> None:
-        frames = slice(start, start + condition.shape[2])
-        self._main[:, :, frames] = lerp(self._main[:, :, frames], condition, strength)
-        self._main_strengths[frames] = strength
+        stop = start + condition.shape[2]
+        before, mixed, after = np.split(self._main, [start, stop], axis=2)
+        self._main = np.concatenate([before, lerp(mixed, condition, strength), after], axis=2)
+        self._main_strengths[start:stop] = strength
 
     @property
     def latents(self) -> Array:

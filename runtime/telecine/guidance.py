@@ -8,6 +8,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from telecine.overridable import overridable
+
 Array = npt.NDArray[np.float32]
 PIECE = 1 << 15  # values that are widened to float64 at a time: they stay in a cache
 DOT = 1 << 13  # values of a product that OpenBLAS keeps on one thread (it uses more above 10,000)
@@ -124,13 +126,14 @@ def rescale(guided: Array, cond: Array, phi: float) -> Array:
 
     Source: Lin et al. 2023, section 3.4; diffusers `rescale_noise_cfg`.
     """
-    ratio = _deviation(cond) / _deviation(guided)
+    ratio = deviation(cond) / deviation(guided)
     # phi * (g * ratio) + (1 - phi) * g, as one multiplication of the large array.
     factor = phi * ratio + (1 - phi)
     return np.multiply(guided, _per_video(factor, guided.ndim), dtype=np.float32)
 
 
-def _deviation(values: Array) -> npt.NDArray[np.float64]:
+@overridable
+def deviation(values: Array) -> npt.NDArray[np.float64]:
     """(B,) unbiased standard deviations of (B, ...), accumulated in float64.
 
     A piece at a time, in cache: np.std would write two float64 arrays of the whole size, and take longer.

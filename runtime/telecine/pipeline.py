@@ -45,13 +45,15 @@ def load(
     device: str = "auto",
     engines: str | Path | None = None,
     options: OnnxRuntimeOptions | None = None,
+    stream: int | None = None,
 ) -> Pipeline:
     """Open a bundle on a backend. Networks load when a request first needs them.
 
     `backend` is "onnxruntime", "tensorrt" (every network needs an engine of `telecine build`) or "auto": TensorRT for a
     network where an engine, a library and a GPU fit, else ONNX Runtime. `device` is "cpu", "cuda", "cuda:N" or "auto":
     for TensorRT the first GPU, for ONNX Runtime the CPU. `engines` is the folder that they lie in, where it is not the
-    bundle's own. `options` are ONNX Runtime's.
+    bundle's own. `options` are ONNX Runtime's. `stream` is the handle of a CUDA stream of the caller's (`cudaStream_t`
+    as a number), which all work on the GPU that `device` names goes to, clones' too; it must outlive them.
 
     Raises:
         BundleError: the bundle is missing, damaged, edited, or of a family that this telecine does not know.
@@ -59,7 +61,7 @@ def load(
         EngineError: the folder of engines is missing.
     """
     bundle = Bundle.open(path)
-    chosen = choose_backend(bundle, backend, device=device, engines=engines, options=options)
+    chosen = choose_backend(bundle, backend, device=device, engines=engines, options=options, stream=stream)
     return Pipeline(LoadedModels(bundle, chosen))
 
 

@@ -140,8 +140,8 @@ def _(patch: Patch) -> None:
 
 @mutant("guidance rescale over the whole batch", **RESCALED)
 def _(patch: Patch) -> None:
-    right = telecine.guidance._deviation
-    patch(telecine.guidance, "_deviation", lambda values: right(values.reshape(1, -1)).repeat(len(values)))
+    right = telecine.guidance.deviation
+    patch(telecine.guidance, "deviation", lambda values: right(values.reshape(1, -1)).repeat(len(values)))
 
 
 # Positions

@@ -37,6 +37,10 @@ class Session(ABC):
         self.inputs: dict[str, TensorSpec] = {spec.name: spec for spec in graph.inputs}
         self.outputs: dict[str, TensorSpec] = {spec.name: spec for spec in graph.outputs}
 
+    def empty(self, shape: Shape, dtype: npt.DTypeLike) -> Buffer:
+        """A new array for an input or output, of a kind that `bind` uses in place; what it holds is undefined."""
+        return np.empty(shape, dtype)
+
     @abstractmethod
     def bind(self, name: str, buffer: Buffer | DeviceBuffer) -> None:
         """Use this array for an input, or write an output into it, until another is bound.

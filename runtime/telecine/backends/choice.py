@@ -47,6 +47,7 @@ def choose_backend(
     device: str,
     engines: str | os.PathLike[str] | None,
     options: OnnxRuntimeOptions | None,
+    stream: int | None = None,
 ) -> Backend:
     """The backend of `load`'s arguments; "auto" decides for each network when it loads.
 
@@ -78,10 +79,13 @@ def choose_backend(
             expected="TensorRT on a GPU, which they are for",
             fix="Leave engines out, or use backend='tensorrt'.",
         )
-    onnxruntime = OnnxRuntimeBackend(bundle, device=device, options=options or OnnxRuntimeOptions())
+    if stream is not None:
+        _check_stream(stream, backend, kind, options)
+    onnxruntime = OnnxRuntimeBackend(bundle, device=device, options=options or OnnxRuntimeOptions(), stream=stream)
     if backend == "onnxruntime" or (backend == "auto" and kind == "cpu"):
         return onnxruntime
-    tensorrt = TensorRtBackend(bundle, device=device, engines=_folder(bundle, engines, must=backend == "tensorrt"))
+    folder = _folder(bundle, engines, must=backend == "tensorrt")
+    tensorrt = TensorRtBackend(bundle, device=device, engines=folder, stream=stream)
     if backend == "auto":
         return AutoBackend(tensorrt, onnxruntime)
     tensorrt.device()
@@ -91,8 +95,8 @@ def choose_backend(
 class OnnxRuntimeBackend:
     """A bundle's graphs on ONNX Runtime."""
 
-    def __init__(self, bundle: Bundle, *, device: str, options: OnnxRuntimeOptions) -> None:
-        self._bundle, self._device, self._options = bundle, device, options
+    def __init__(self, bundle: Bundle, *, device: str, options: OnnxRuntimeOptions, stream: int | None = None) -> None:
+        self._bundle, self._device, self._options, self._stream = bundle, device, options, stream
 
     def load(self, component: str, role: str) -> Session:
         self._bundle.require_weights(component)
@@ -103,6 +107,7 @@ class OnnxRuntimeBackend:
             device=self._device,
             options=self._options,
             precision=self._bundle.component(component).precision,
+            stream=self._stream,
         )
 
     def limits(self, component: str, role: str) -> None:
@@ -140,6 +145,28 @@ class AutoBackend:
                 LOG.warning("%s runs on ONNX Runtime: %s", component, error)
                 self._plans[key] = None
         return self._plans[key]
+
+
+def _check_stream(stream: int, backend: str, kind: str, options: OnnxRuntimeOptions | None) -> None:
+    """What `stream` needs: a handle, and a GPU that every network runs on."""
+    if isinstance(stream, bool) or not isinstance(stream, int) or not 0 < stream < 2**64:
+        raise BackendError(
+            f"stream is {stream!r}",
+            expected="the handle of a CUDA stream, as a number above 0",
+            fix="Make one with cudaStreamCreate; CUDA's legacy default stream is 1.",
+        )
+    if kind != "cuda" and not (backend == "tensorrt" and kind == "auto"):
+        raise BackendError(
+            f"a CUDA stream with backend {backend!r} and device {kind!r}",
+            expected="a GPU for every network: the CPU has no streams, and auto may choose it",
+            fix="Pass device='cuda:N', the stream's own, or leave stream out.",
+        )
+    if options is not None and options.providers is not None:
+        raise BackendError(
+            "a CUDA stream with providers of ONNX Runtime",
+            expected="the providers that device chooses, which are given the stream",
+            fix="Leave providers out.",
+        )
 
 
 def _folder(bundle: Bundle, engines: str | os.PathLike[str] | None, *, must: bool) -> Path:

@@ -124,16 +124,23 @@ class OnnxRuntimeSession(Session):
 
     @classmethod
     def load(
-        cls, graph: Graph, path: Path, *, device: str, options: OnnxRuntimeOptions, precision: str = "fp32"
+        cls,
+        graph: Graph,
+        path: Path,
+        *,
+        device: str,
+        options: OnnxRuntimeOptions,
+        precision: str = "fp32",
+        stream: int | None = None,
     ) -> OnnxRuntimeSession:
         """`path` is that of the graph's file; the CPU provider gets the one beside it that is made for it, if any.
 
-        `precision` is that of the graph's component.
+        `precision` is that of the graph's component; `stream` a CUDA stream's handle, None for the provider's own.
 
         Raises:
             BackendError: ONNX Runtime is missing, refuses the graph, lacks the device, or kernels for the precision.
         """
-        providers = _providers(_onnxruntime(), device, options)
+        providers = _providers(_onnxruntime(), device, options, stream)
         _check_precision(path, precision, _name(providers[0]))
         if graph.onnxruntime_cpu is not None and providers == [CPU]:
             path = path.parents[len(Path(graph.file.path).parts) - 1] / graph.onnxruntime_cpu.path
@@ -243,8 +250,8 @@ def _onnxruntime() -> Any:
     return onnxruntime
 
 
-def _providers(ort: Any, device: str, options: OnnxRuntimeOptions) -> list[Any]:
-    """Execution providers for a device: "auto", "cpu", "cuda" or "cuda:N"."""
+def _providers(ort: Any, device: str, options: OnnxRuntimeOptions, stream: int | None) -> list[Any]:
+    """Execution providers for a device: "auto", "cpu", "cuda" or "cuda:N"; `stream` is for CUDA's."""
     available = ort.get_available_providers()
     wanted = list(options.providers or ())
     if not wanted:
@@ -256,7 +263,10 @@ def _providers(ort: Any, device: str, options: OnnxRuntimeOptions) -> list[Any]:
                     expected=CUDA,
                     fix='Run: pip uninstall onnxruntime; pip install "telecine[onnxruntime-gpu]"',
                 )
-            return [(CUDA, {"device_id": int(index or 0)}), CPU]
+            settings: dict[str, Any] = {"device_id": int(index or 0)}
+            if stream is not None:
+                settings["user_compute_stream"] = str(stream)
+            return [(CUDA, settings), CPU]
         return [CPU]
     unknown = [name for name in wanted if name not in available]
     if unknown:

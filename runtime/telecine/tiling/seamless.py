@@ -49,7 +49,7 @@ class Seamless:
             if len(rows.reads) == len(columns.reads) == 1:
                 return made
             if picture is None:
-                picture = np.zeros((*made.shape[:3], rows.length, columns.length), np.float32)
+                picture = np.zeros_like(made, shape=(*made.shape[:3], rows.length, columns.length))
             made = made[..., rows.inner(row), columns.inner(column)]
             place = (..., slice(*rows.counts(row)), slice(*columns.counts(column)))
             picture[place] += made * (rows.window(row)[:, np.newaxis] * columns.window(column))

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import telecine
 from telecine.backends import onnxruntime as module
 from telecine.backends.onnxruntime import OnnxRuntimeOptions, OnnxRuntimeSession
 from telecine.bundle import Bundle
@@ -399,6 +400,14 @@ def test_a_device_number_reaches_the_provider(load: Load, monkeypatch: pytest.Mo
     monkeypatch.setattr(module, "_onnxruntime", lambda: fake)
     load(device="cuda:1")
     assert fake.asked == [(module.CUDA, {"device_id": 1}), module.CPU]
+
+
+def test_a_stream_reaches_the_provider(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeOnnxRuntime([module.CUDA, module.CPU])
+    monkeypatch.setattr(module, "_onnxruntime", lambda: fake)
+    with telecine.load(tiny_bundle, backend="onnxruntime", device="cuda:1", stream=94_000_000_000_000) as pipe:
+        pipe._models.session("transformer")
+    assert fake.asked[0] == (module.CUDA, {"device_id": 1, "user_compute_stream": "94000000000000"})
 
 
 def test_a_provider_that_is_left_out_is_an_error(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:

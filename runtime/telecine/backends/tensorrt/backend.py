@@ -17,8 +17,9 @@ from telecine.bundle import Bundle
 class TensorRtBackend:
     """The plans of one folder on one GPU, which is asked for when the first is."""
 
-    def __init__(self, bundle: Bundle, *, device: str, engines: Path) -> None:
-        self._bundle, self._name, self._engines = bundle, device, engines
+    def __init__(self, bundle: Bundle, *, device: str, engines: Path, stream: int | None = None) -> None:
+        """`stream` is the caller's, for all sessions; None gives each its own."""
+        self._bundle, self._name, self._engines, self._stream = bundle, device, engines, stream
         self._device: Device | None = None
 
     def device(self) -> Device:
@@ -50,7 +51,7 @@ class TensorRtBackend:
         """
         graph = self._bundle.graph(plan.sidecar.component, plan.sidecar.role)
         engine = Engine(plan, self.device(), BundleWeights(self._bundle.path(graph.file)))
-        return TensorRtSession(graph, engine)
+        return TensorRtSession(graph, engine, stream=self._stream)
 
     def load(self, component: str, role: str) -> TensorRtSession:
         return self.open(self.find(component, role))

@@ -33,7 +33,8 @@ class TensorRtSession(Session):
     others (DLPack) are ready once the enqueued stream is, `stream` where none was named.
     """
 
-    def __init__(self, graph: Graph, engine: Engine) -> None:
+    def __init__(self, graph: Graph, engine: Engine, *, stream: int | None = None) -> None:
+        """`stream` is the handle of the caller's, which clones share; None makes one of its own."""
         super().__init__(graph)
         self._graph, self._engine, self._device = graph, engine, engine.device
         self._context: Any = None
@@ -45,8 +46,12 @@ class TensorRtSession(Session):
         self._ready = False  # whether the context was told of all that is bound
         with ExitStack() as stack:
             stack.callback(engine.hold().let_go)
-            self._stream = Stream(self._device)
-            stack.callback(self._stream.close)
+            self._callers = stream
+            if stream is None:
+                own = Stream(self._device)
+                stack.callback(own.close)
+                stream = own.handle
+            self._stream = stream
             self._copied, self._done = Event(self._device), Event(self._device)
             stack.callback(self._done.close)
             stack.callback(self._copied.close)
@@ -60,8 +65,8 @@ class TensorRtSession(Session):
 
     @property
     def stream(self) -> int:
-        """The handle of its own stream."""
-        return self._stream.handle
+        """The handle of the stream that it runs on where `enqueue` is told none."""
+        return self._stream
 
     def bind(self, name: str, buffer: Buffer | DeviceBuffer) -> None:
         self.check_open()
@@ -117,7 +122,7 @@ class TensorRtSession(Session):
 
     def clone(self) -> TensorRtSession:
         self.check_open()
-        return TensorRtSession(self._graph, self._engine)
+        return TensorRtSession(self._graph, self._engine, stream=self._callers)
 
     def close(self) -> None:
         if self.closed:

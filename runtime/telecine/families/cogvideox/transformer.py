@@ -40,10 +40,10 @@ class BoundTransformer:
         channels = self._channels + (0 if image is None else image.shape[2])
         # B rows a pass. A step's passes are neighbours: it binds a range of rows, and nothing is copied.
         self._rows: dict[str, Array] = {
-            "hidden_states": np.empty((rows, frames, channels, *sides), np.float32),
+            "hidden_states": session.empty((rows, frames, channels, *sides), np.float32),
             "encoder_hidden_states": text,
-            "timestep": np.empty(rows, np.float32),
-            "prediction": np.empty((rows, frames, self._channels, *sides), np.float32),
+            "timestep": session.empty((rows,), np.float32),
+            "prediction": session.empty((rows, frames, self._channels, *sides), np.float32),
         }
         if image is not None:
             self._rows["hidden_states"][:, :, self._channels :] = np.concatenate([image] * len(passes))

@@ -44,7 +44,7 @@ class Decoding:
 def decode(models: Models, host: Host, latents: Array, decoding: Decoding) -> Frames:
     """(B, F, C, H, W) latents of the transformer's scale → (B, num_frames, height, width, 3) frames, as they are asked
     for: a chunk at a time, or all of them where there are tiles."""
-    latents = host.denormalize(np.ascontiguousarray(latents.transpose(0, 2, 1, 3, 4)))
+    latents = host.denormalize(latents.transpose(0, 2, 1, 3, 4).copy())
     shape = LatentShape(frames=latents.shape[2], height=latents.shape[3], width=latents.shape[4]).video(host.grid)
 
     def pieces() -> Iterator[npt.NDArray[Any]]:

@@ -75,7 +75,7 @@ def run(models: Models, request: Request, *, stage: Stage, callback: Callback | 
         draw_noise=lambda generators: randn(generators, latents.shape),
     )
     latents = generation.denoise(start, prompts, stage=stage, callback=callback)
-    clip = np.ascontiguousarray(unpack(latents, shape)[:, :, canvas.extra_frames :])
+    clip = unpack(latents, shape)[:, :, canvas.extra_frames :].copy()
     if request.output_type == "latent":
         return Output(latents=clip, seeds=generation.seeds)
     return generation.decode(clip, stage)

@@ -67,8 +67,7 @@ def _image_latents(generation: Generation, images: Array) -> Array:
     tiling = generation.request.tiling_options()
     first = encode(generation.models, generation.host, images, generators, tiling)
     noise = randn(generators, generation.latent.array_shape(videos, generation.host.latent_channels))
-    noise[:, :, :1] = np.repeat(first, videos // len(first), axis=0)
-    return pack(noise)
+    return pack(np.concatenate([np.repeat(first, videos // len(first), axis=0), noise[:, :, 1:]], axis=2))
 
 
 def _later_noise(generation: Generation, generators: list[Generator]) -> Array:

@@ -45,11 +45,11 @@ class BoundTransformer:
         self._at_once = len(passes) if session.batch_pays or self._batch * tokens < ONE_BY_ONE else 1
         # B rows a pass. A step's passes are neighbours: it binds a range of rows, and nothing is copied.
         self._rows: dict[str, Array] = {
-            "hidden_states": np.empty((rows, tokens, channels), np.float32),
+            "hidden_states": session.empty((rows, tokens, channels), np.float32),
             "encoder_hidden_states": text,
             "encoder_attention_mask": mask,
-            "timestep": np.empty((rows, timestep_tokens), np.float32),
-            "velocity": np.empty((rows, tokens, channels), np.float32),
+            "timestep": session.empty((rows, timestep_tokens), np.float32),
+            "velocity": session.empty((rows, tokens, channels), np.float32),
         }
         self._bound_passes: tuple[Pass, ...] = ()
         self._guided: StepGuidance | None = None
@@ -75,7 +75,7 @@ class BoundTransformer:
         """Bind the rows of these passes."""
         rows = self._rows_of(passes)
         self._bound_passes = passes
-        self._stg_mode = np.zeros((self._blocks, len(passes) * self._batch), np.int32)
+        self._stg_mode = self._session.empty((self._blocks, len(passes) * self._batch), np.int32)
         for name, buffer in self._rows.items():
             self._session.bind(name, buffer[rows])
         self._session.bind("stg_mode", self._stg_mode)
