@@ -32,7 +32,7 @@ class _Shared:
         self.usage = threading.Lock()  # held while the weights change, and for a moment where a request begins or ends
         self.requests = 0
         self.changes = WeightChanges()
-        self.limits: dict[str, Mapping[str, int] | None] = {}  # by component
+        self.limits: dict[tuple[str, str], Mapping[str, int] | None] = {}  # by component and role
 
     def live(self, component: str) -> Iterator[tuple[str, Session]]:
         """One session by role of each of a component's networks that are loaded."""
@@ -99,11 +99,12 @@ class LoadedModels:
         """
         self.bundle.component(component)
 
-    def limits(self, component: str) -> Mapping[str, int] | None:
-        """As `Backend.limits` says, of the `main` graph; asked once for all clones."""
-        if component not in self._shared.limits:
-            self._shared.limits[component] = self._backend.limits(component, "main")
-        return self._shared.limits[component]
+    def limits(self, component: str, role: str = "main") -> Mapping[str, int] | None:
+        """As `Backend.limits` says; asked once for all clones."""
+        key = (component, role)
+        if key not in self._shared.limits:
+            self._shared.limits[key] = self._backend.limits(component, role)
+        return self._shared.limits[key]
 
     def _load_changed(self, component: str, role: str) -> Session:
         """A network with the weights that the others have."""

@@ -299,6 +299,7 @@ with telecine.load(sys.argv[1], options=OnnxRuntimeOptions(threads=1)) as pipe:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_a_run_stays_within_its_limit(
     cogvideox: Callable[..., Any], record_property: Callable[[str, object], None]

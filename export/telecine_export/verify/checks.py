@@ -195,7 +195,7 @@ class BundleModels:
     def require(self, component: str) -> None:
         self.bundle.component(component)
 
-    def limits(self, component: str) -> None:
+    def limits(self, component: str, role: str = "main") -> None:
         """ONNX Runtime, which runs them, takes every size."""
 
     def close(self) -> None:

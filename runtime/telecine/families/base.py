@@ -15,6 +15,7 @@ from telecine.denoise import Callback
 from telecine.errors import RequestError
 from telecine.request import Request
 from telecine.second_stage import SecondStage
+from telecine.shapes import Grid
 from telecine.tokenizer import Tokenizer
 from telecine.upscale_request import UpscaleRequest
 from telecine.workload import AxisRanges, Workload
@@ -40,8 +41,8 @@ class Models(Protocol):
             BundleError: the bundle lacks the component.
         """
 
-    def limits(self, component: str) -> Mapping[str, int] | None:
-        """The largest size of each axis of a component's `main` graph, by symbol; None where there are no limits.
+    def limits(self, component: str, role: str = "main") -> Mapping[str, int] | None:
+        """The largest size of each axis of a component's graph, by symbol; None where there are no limits.
 
         Raises:
             EngineError: there is no engine that fits, and nothing else may run the component.
@@ -158,13 +159,19 @@ class Naming:
 class Family:
     """Models that share graphs and host math.
 
-    `refuses`: parameters of `generate` that none of its pipelines has, each with what to do instead.
+    `grid` is of the manifest's host configuration. `vae_tile` and `keyframes` are what engines are built for where
+    nothing is asked: the largest WIDTHxHEIGHTxFRAMES that the VAE takes at once (None: the whole video), and the latent
+    frames that conditions may add (None: the family has no such conditions). `refuses`: parameters of `generate` that
+    none of its pipelines has, each with what to do instead.
     """
 
     name: str
     naming: Naming
     pipelines: Mapping[str, PipelineSpec]
+    grid: Callable[[Mapping[str, Any]], Grid]
     axis_ranges: AxisRangesOf
+    vae_tile: str | None = None
+    keyframes: int | None = None
     upscaler: UpscalerSpec | None = None
     two_stage: TwoStage | None = None
     refuses: Mapping[str, str] = field(default_factory=dict)

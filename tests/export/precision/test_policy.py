@@ -6,6 +6,7 @@ import pytest
 
 from telecine.errors import SourceError
 from telecine_export.families.ltx_video.precision import POLICIES
+from telecine_export.family import FAMILIES
 from telecine_export.precision.plans import plan_components
 from telecine_export.precision.policy import Policy, Rule
 
@@ -89,3 +90,19 @@ def test_fp8_leaves_the_vae_at_its_base() -> None:
 def test_what_cannot_be_had_is_refused(precision: str, own: dict[str, str], message: str) -> None:
     with pytest.raises(SourceError, match=message):
         plan_components(POLICIES, COMPONENTS, precision, own)
+
+
+@pytest.mark.parametrize(
+    ("family", "module"),
+    [
+        ("LTXPipeline", "transformer_blocks.3.attn1.to_qkv"),
+        ("LTXPipeline", "transformer_blocks.3.attn2.to_kv"),
+        ("LTXPipeline", "transformer_blocks.3.attn2.to_q"),
+        ("CogVideoXPipeline", "transformer_blocks.3.attn1.to_qkv"),
+        ("CogVideoXPipeline", "transformer_blocks.3.attn1.to_v"),
+    ],
+)
+def test_joined_projections_are_quantised_as_separate_ones_are(family: str, module: str) -> None:
+    policy = FAMILIES[family].policies["transformer"]
+    assert policy.quantises(module) is not None
+    assert policy.block_of(module) == 3

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 import telecine
@@ -65,6 +66,31 @@ def test_cogvideox_changes_a_video(cogvideox: Callable[..., tuple[Path, Path]], 
     assert read_video(changed)[0].shape == (8, 64, 96, 3)
     result = CliRunner().invoke(main, [*common, "-o", str(made), "--frame-rate", "24"])
     assert (result.exit_code, "frame_rate for a cogvideox model" in result.stderr) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("style", "options", "shape", "rate"),
+    [
+        ("2b", ["--num-frames", "9", "--height", "32", "--width", "48"], (9, 32, 48, 3), 8),
+        ("5b", ["--use-dynamic-cfg", "--num-frames", "1", "--height", "32", "--width", "48"], (1, 32, 48, 3), 8),
+        ("5b-I2V", ["--image", "PICTURE", "--num-frames", "9"], (9, 64, 96, 3), 8),
+        ("1.5-5b", ["--num-frames", "13", "--height", "48", "--width", "32"], (16, 48, 32, 3), 16),
+        ("1.5-5b-I2V", ["--image", "PICTURE", "--num-frames", "9", "--height", "32", "--width", "32"],
+         (9, 32, 32, 3), 16),
+    ],
+)  # fmt: skip
+def test_every_cogvideox_generates(
+    style: str, options: list[str], shape: tuple[int, ...], rate: float, cogvideox: Callable[..., tuple[Path, Path]],
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    picture, clip = tmp_path / "picture.png", tmp_path / "clip.mp4"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)).save(picture)
+    options = [str(picture) if option == "PICTURE" else option for option in options]
+    common = ["generate", str(cogvideox(style)[1]), "--prompt", "a red ball", "--num-inference-steps", "1"]
+    result = CliRunner().invoke(main, [*common, *options, "-o", str(clip)])
+    assert result.exit_code == 0, result.stderr
+    frames, found = read_video(clip)
+    assert (frames.shape, found) == (shape, rate)
 
 
 def test_json_has_files_seeds_and_seconds(run: Run, tmp_path: Path) -> None:

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from telecine.families.base import Models
+from telecine.backends.base import Session
 
 Array = npt.NDArray[np.float32]
 
 NEW = "new_"  # before a cache's name, where a graph gives it out
+
+
+class Sessions(Protocol):
+    """Graphs by component and role, as `telecine.families.base.Models` has them."""
+
+    def session(self, component: str, role: str = "main") -> Session: ...
 
 
 class Chunk(NamedTuple):
@@ -43,7 +49,7 @@ class Half:
         later = range(first, length, self.size)
         return [Chunk(role, 0, first), *(Chunk("next", start, start + self.size) for start in later)]
 
-    def run(self, models: Models, source: Array) -> Iterator[Array]:
+    def run(self, models: Sessions, source: Array) -> Iterator[Array]:
         """(B, C, F, H, W) input → what each chunk makes, in order: (B, C', n, H', W')."""
         caches: Mapping[str, Array] = {}
         for role, start, stop in self.chunks(source.shape[2]):
@@ -51,7 +57,7 @@ class Half:
             caches = {name.removeprefix(NEW): cache for name, cache in made.items() if name.startswith(NEW)}
             yield made[self.output]
 
-    def run_whole(self, models: Models, source: Array) -> Array:
+    def run_whole(self, models: Sessions, source: Array) -> Array:
         """(B, C, F, H, W) input → all that its chunks make, one video after the other: (B, C', F', H', W')."""
         videos = [
             np.concatenate(list(self.run(models, source[index : index + 1])), axis=2) for index in range(len(source))

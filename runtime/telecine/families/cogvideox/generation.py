@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from telecine.denoise import Callback, denoise
-from telecine.errors import RequestError
+from telecine.errors import EngineError, RequestError
 from telecine.families.base import Models, Output, Stage
 from telecine.families.cogvideox.guidance import request_guidance
 from telecine.families.cogvideox.host import Host
@@ -57,6 +57,7 @@ class Generation:
 
         Raises:
             RequestError: a parameter is wrong, or the model is of another pipeline.
+            EngineError: the bundle runs on engines, and there is none for this size.
         """
         host = Host.parse(models.host)
         _check_model(host, image)
@@ -71,6 +72,8 @@ class Generation:
         _check_text(host, request)
         schedule = make_schedule(host.scheduler, request.num_inference_steps)
         schedule = schedule.last_steps(strength) if strength < 1 else schedule
+        guidance = request_guidance(request, schedule)
+        _check_engine(models, video, Place.of(latent, host.grid), request.videos, len(guidance.passes))
         seeds = request.seeds()
         return cls(
             models=models,
@@ -80,10 +83,10 @@ class Generation:
             clip=clip,
             latent=latent,
             schedule=schedule,
-            guidance=request_guidance(request, schedule),
+            guidance=guidance,
             seeds=seeds,
             generators=[Generator(seed) for seed in seeds],
-            decoding=Decoding.of(request, host, clip),
+            decoding=Decoding.of(models, request, host, clip),
         )
 
     @property
@@ -149,6 +152,21 @@ class Generation:
             dropped = self.latent.frames - self.clip.frames
             frames = decode(self.models, self.host, latents[:, dropped:], self.decoding)
         return Output(frames=frames, seeds=self.seeds)
+
+
+def _check_engine(models: Models, video: VideoShape, place: Place, videos: int, passes: int) -> None:
+    """Refuse what the transformer's engine is too small for, before the text is encoded."""
+    limits = models.limits("transformer") or {}
+    sizes = {"batch": videos * passes, "frame_groups": place.frames, "rows": place.rows, "columns": place.columns}
+    beyond = [symbol for symbol, size in sizes.items() if size > limits.get(symbol, size)]
+    if beyond:
+        workload = f"{video.width}x{video.height}x{video.num_frames}@b{videos}"
+        raise EngineError(
+            f"{workload} has {', '.join(f'{sizes[symbol]} {symbol}' for symbol in beyond)}",
+            expected=f"at most {', '.join(f'{limits[symbol]} {symbol}' for symbol in beyond)}, by the engine",
+            fix=f"Run: telecine build BUNDLE --workload {workload} (beside those that are there), or use "
+            "backend='onnxruntime'.",
+        )
 
 
 def _check_text(host: Host, request: Request) -> None:

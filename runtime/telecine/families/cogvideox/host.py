@@ -63,7 +63,7 @@ class Host:
                 text_length=host["text_length"] if host["positions"].get("table") else None,
                 scaling_factor=host["scaling_factor"],
                 invert_scale_latents=host["invert_scale_latents"],
-                positions=_positions(host["positions"]),
+                positions=make_positions(host["positions"]),
                 ofs=host["ofs"],
                 encoder_widest=host["widest_activations"]["vae_encoder"],
                 decoder_widest=host["widest_activations"]["vae_decoder"],
@@ -91,7 +91,8 @@ class Host:
         return np.multiply(latents, np.float32(factor), dtype=np.float32)
 
 
-def _positions(told: Mapping[str, Any]) -> Positions:
+def make_positions(told: Mapping[str, Any]) -> Positions:
+    """Of the manifest's `positions`."""
     if told["kind"] == "sincos":
         return Sincos(
             width=told["width"],

@@ -14,6 +14,9 @@ from telecine.workload import AxisRange, AxisRanges, Workload
 
 # Of LTXPipeline and of LTXConditionPipeline. Texts may be shorter: LTXConditionPipeline encodes them without pads.
 TEXT_LENGTHS = (128, 256)
+# The largest tile of the VAE, WIDTHxHEIGHTxFRAMES: 16 latents a side, beyond which larger ones save little work.
+VAE_TILE = "512x512x121"
+KEYFRAMES = 4
 USUAL_PASSES = 2  # of guidance: the negative prompt and the positive one
 
 

@@ -302,7 +302,7 @@ def _one_torch_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("style", ["2b", "5b-I2V", "1.5-5b-I2V"])
+@pytest.mark.parametrize("style", ["2b", pytest.param("5b-I2V", marks=pytest.mark.slow), "1.5-5b-I2V"])
 def test_an_exported_bundle_passes_every_stage(cogvideox: Callable[..., tuple[Path, Path]], style: str) -> None:
     source, bundle = cogvideox(style)
     report = verify_bundle(bundle, open_source(str(source)))
