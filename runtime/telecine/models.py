@@ -14,8 +14,12 @@ from telecine.bundle import Bundle
 from telecine.errors import BundleError, RequestError, TelecineError
 from telecine.families import FAMILIES
 from telecine.families.base import Stage
+from telecine.prompt_cache import PromptCache
 from telecine.tokenizer import Tokenizer
 from telecine.weight_changes import WeightChanges
+
+TEXT_ENCODER = "text_encoder"
+PROMPT_CACHE = 64 << 20  # bytes: the 16 latest prompts of T5-XXL at 256 tokens
 
 
 def _untimed(stage: str) -> AbstractContextManager[None]:
@@ -25,8 +29,9 @@ def _untimed(stage: str) -> AbstractContextManager[None]:
 class _Shared:
     """What the clones of a pipeline have between them: each network is loaded once, and lives while one holds it."""
 
-    def __init__(self) -> None:
+    def __init__(self, prompts: PromptCache) -> None:
         self.lock = threading.Lock()
+        self.prompts = prompts
         self.tokenizer: Tokenizer | None = None
         self.sessions: dict[tuple[str, str], weakref.WeakSet[Session]] = {}
         self.usage = threading.Lock()  # held while the weights change, and for a moment where a request begins or ends
@@ -45,7 +50,10 @@ class _Shared:
 class LoadedModels:
     """A bundle's networks on a backend, loaded when first asked for and kept."""
 
-    def __init__(self, bundle: Bundle, backend: Backend, *, shared: _Shared | None = None) -> None:
+    def __init__(
+        self, bundle: Bundle, backend: Backend, *, prompt_cache: int = PROMPT_CACHE, shared: _Shared | None = None
+    ) -> None:
+        """`prompt_cache`: bytes of prompts' embeddings to keep."""
         if bundle.manifest.family not in FAMILIES:
             raise BundleError(
                 f"{bundle.root} holds a {bundle.manifest.family} model",
@@ -53,7 +61,7 @@ class LoadedModels:
                 fix="Upgrade telecine.",
             )
         self.bundle, self._backend = bundle, backend
-        self._shared = shared or _Shared()
+        self._shared = shared or _Shared(PromptCache(prompt_cache))
         self._sessions: dict[tuple[str, str], Session] = {}
         self._stage: Stage = _untimed
         self._closed = False
@@ -68,6 +76,10 @@ class LoadedModels:
             if self._shared.tokenizer is None:
                 self._shared.tokenizer = Tokenizer.load(self.bundle.path(self.bundle.manifest.tokenizer))
             return self._shared.tokenizer
+
+    @property
+    def prompts(self) -> PromptCache:
+        return self._shared.prompts
 
     def session(self, component: str, role: str = "main") -> Session:
         key = (component, role)
@@ -151,6 +163,8 @@ class LoadedModels:
                 before, after = self._shared.changes, changes(self._shared.changes)
                 self._replace(before, after)
                 self._shared.changes = after
+                if before.components.get(TEXT_ENCODER) is not after.components.get(TEXT_ENCODER):
+                    self._shared.prompts.clear()
 
     def _replace(self, before: WeightChanges, after: WeightChanges) -> None:
         differing = [

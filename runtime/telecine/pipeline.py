@@ -23,10 +23,11 @@ from telecine.errors import RequestError
 from telecine.families import FAMILIES
 from telecine.families.base import Family, Output, Stage
 from telecine.lora import Lora, LoraInput, resolve
-from telecine.models import LoadedModels
+from telecine.models import PROMPT_CACHE, LoadedModels
 from telecine.request import Request
 from telecine.results import FrameStream, Result, stopwatch
 from telecine.second_stage import SecondStage
+from telecine.tiling.options import parse_size
 from telecine.upscale_request import UpscaleRequest
 
 
@@ -43,22 +44,26 @@ def load(
     device: str = "auto",
     engines: str | Path | None = None,
     options: OnnxRuntimeOptions | None = None,
+    prompt_cache: int | str = PROMPT_CACHE,
 ) -> Pipeline:
     """Open a bundle on a backend. Networks load when a request first needs them.
 
     `backend` is "onnxruntime", "tensorrt" (every network needs an engine of `telecine build`) or "auto": TensorRT for a
     network where an engine, a library and a GPU fit, else ONNX Runtime. `device` is "cpu", "cuda", "cuda:N" or "auto":
     for TensorRT the first GPU, for ONNX Runtime the CPU. `engines` is the folder that they lie in, where it is not the
-    bundle's own. `options` are ONNX Runtime's.
+    bundle's own. `options` are ONNX Runtime's. `prompt_cache` (bytes, or "64MiB"; 0 for none) is what the embeddings
+    of the latest prompts may take: a prompt that is among them does not run the text encoder again, nor load it.
 
     Raises:
+        RequestError: a `prompt_cache` that is no size.
         BundleError: the bundle is missing, damaged, edited, or of a family that this telecine does not know.
         BackendError: an unknown backend or device, arguments that contradict each other, or, for "tensorrt", no GPU.
         EngineError: the folder of engines is missing.
     """
+    capacity = parse_size(prompt_cache, "prompt_cache", least=0)
     bundle = Bundle.open(path)
     chosen = choose_backend(bundle, backend, device=device, engines=engines, options=options)
-    return Pipeline(LoadedModels(bundle, chosen))
+    return Pipeline(LoadedModels(bundle, chosen, prompt_cache=capacity))
 
 
 class Pipeline:

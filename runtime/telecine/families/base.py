@@ -13,6 +13,7 @@ import numpy.typing as npt
 from telecine.backends.base import Session
 from telecine.denoise import Callback
 from telecine.errors import RequestError
+from telecine.prompt_cache import PromptCache
 from telecine.request import Request
 from telecine.second_stage import SecondStage
 from telecine.tokenizer import Tokenizer
@@ -31,6 +32,9 @@ class Models(Protocol):
 
     @property
     def tokenizer(self) -> Tokenizer: ...
+
+    @property
+    def prompts(self) -> PromptCache: ...
 
     def session(self, component: str, role: str = "main") -> Session: ...
 

@@ -108,11 +108,11 @@ class TilingOptions:
         )
 
 
-def parse_size(value: object) -> int:
-    """Bytes of 8589934592, "8GiB" (powers of 1024), "8GB" (of 1000) or "1.5 GiB".
+def parse_size(value: object, name: str = "memory_limit", *, least: int = 1) -> int:
+    """Bytes of 8589934592, "8GiB" (powers of 1024), "8GB" (of 1000) or "1.5 GiB"; `name` is the parameter's.
 
     Raises:
-        RequestError: another form, or less than a byte.
+        RequestError: another form, or less than `least` bytes.
     """
     match = re.fullmatch(r"(\d{1,18}(?:\.\d{1,9})?)\s*([A-Za-z]*)", value.strip()) if isinstance(value, str) else None
     units = {unit.lower(): scale for unit, scale in UNITS.items()}
@@ -121,10 +121,12 @@ def parse_size(value: object) -> int:
     elif isinstance(value, (int, np.integer)) and not isinstance(value, bool):
         size = int(value)
     else:
-        size = 0
-    if size < 1:
+        size = -1
+    if size < least:
         raise RequestError(
-            f"memory_limit is {value!r}", expected="bytes, or a size such as 8GiB or 500MB", fix="Use '8GiB'."
+            f"{name} is {value!r}",
+            expected=f"{least} or more bytes, or a size such as 8GiB or 500MB",
+            fix="Use '8GiB'.",
         )
     return size
 
