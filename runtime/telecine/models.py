@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
-from telecine.backends.base import Session
+from telecine.backends.base import NetworkFacts, Session
 from telecine.backends.choice import Backend
 from telecine.bundle import Bundle
 from telecine.errors import BundleError, RequestError, TelecineError
 from telecine.families import FAMILIES
 from telecine.families.base import Stage
+from telecine.initializers import widest_layer
+from telecine.memory_budget import Need, Residents, activation_bytes, predicted_peak
+from telecine.peak_memory import MemoryUse, highest_resident_bytes, resident_bytes
 from telecine.prompt_cache import PromptCache
+from telecine.tiling.options import show_size
 from telecine.tokenizer import Tokenizer
 from telecine.weight_changes import WeightChanges
+
+logger = logging.getLogger(__name__)
 
 TEXT_ENCODER = "text_encoder"
 PROMPT_CACHE = 64 << 20  # bytes: the 16 latest prompts of T5-XXL at 256 tokens
@@ -31,6 +40,9 @@ class _Shared:
 
     def __init__(self, prompts: PromptCache) -> None:
         self.lock = threading.Lock()
+        self.loading: defaultdict[tuple[str, str], threading.Lock] = defaultdict(threading.Lock)
+        self.widest: dict[str, int] = {}  # by component
+        self.resident_before = resident_bytes()
         self.prompts = prompts
         self.tokenizer: Tokenizer | None = None
         self.sessions: dict[tuple[str, str], weakref.WeakSet[Session]] = {}
@@ -65,6 +77,11 @@ class LoadedModels:
         self._sessions: dict[tuple[str, str], Session] = {}
         self._stage: Stage = _untimed
         self._closed = False
+        self._needs: dict[str, Need] = {}  # of the run's stages
+        self._limit: int | None = None
+        self._residents = Residents()
+        self.keeps_frames = True
+        self._memory = MemoryUse()
 
     @property
     def host(self) -> Mapping[str, Any]:
@@ -82,27 +99,64 @@ class LoadedModels:
         return self._shared.prompts
 
     def session(self, component: str, role: str = "main") -> Session:
+        self._make_room(component)
         key = (component, role)
         if key in self._sessions and not self._closed:
             return self._sessions[key]  # without waiting for a clone that loads something
-        with self._shared.lock:  # two clones that load at once would each hold the weights
-            self.check_open()
-            if key not in self._sessions:
+        with self._shared.loading[key]:  # two clones that load one network at once would each hold the weights
+            with self._shared.lock:
+                self.check_open()
                 family = self._shared.sessions.setdefault(key, weakref.WeakSet())
                 relative = next((session for session in family if not session.closed), None)
-                with self._stage("load"):
-                    self._sessions[key] = relative.clone() if relative else self._load_changed(component, role)
-                family.add(self._sessions[key])
-            return self._sessions[key]
+            with self._stage("load"):
+                session = relative.clone() if relative else self._load_changed(component, role)
+            with self._shared.lock:
+                if self._closed:
+                    session.close()
+                self.check_open()
+                self._sessions[key] = session
+                family.add(session)
+            return session
+
+    def _make_room(self, component: str) -> None:
+        """Drop networks of other stages where the run's limit asks for it."""
+        need = self._needs.get(component) or Need(component=component, weights=self.facts(component).weights)
+        _, dropped = self._residents.enter(need, self._limit)
+        for key in [key for key in self._sessions if key[0] in dropped]:
+            self._sessions.pop(key).close()
+
+    def expect(self, needs: Sequence[Need], limit: int | None) -> None:
+        self._needs, self._limit = {need.component: need for need in needs}, limit
+        peak = predicted_peak(needs, limit, self._residents.held) + self.prompts.bytes
+        if peak > (self._memory.predicted or 0):
+            self._memory.predicted, self._memory.limit = peak, limit
+            within = "no limit" if limit is None else f"of {show_size(limit)}"
+            logger.info("this run is predicted to take at most %s of memory (%s)", show_size(peak), within)
+
+    def facts(self, component: str) -> NetworkFacts:
+        facts = self._backend.facts(component, "main")
+        if component in self.changes.components:  # the changed weights stay beside what is made of them
+            return replace(facts, weights=2 * facts.weights)
+        return facts
+
+    def activation_bytes(self, component: str, rows: int) -> int:
+        if component not in self._shared.widest:
+            self._shared.widest[component] = widest_layer(self.bundle.path(self.bundle.graph(component).file))
+        precision = self.bundle.component(component).precision
+        return activation_bytes(rows, self._shared.widest[component], precision)
 
     @contextmanager
-    def timed(self, stage: Stage) -> Iterator[None]:
-        """Within this, loading a network is `stage("load")`."""
-        self._stage = stage
+    def running(self, stage: Stage, memory: MemoryUse, *, keeps_frames: bool) -> Iterator[None]:
+        """Within this, loading a network is `stage("load")`, and a run may tell its `memory` by `expect`."""
+        self._stage, self._memory, self.keeps_frames = stage, memory, keeps_frames
+        before = highest_resident_bytes()
         try:
             yield
         finally:
-            self._stage = _untimed
+            self._stage, self._needs, self._limit = _untimed, {}, None
+            peak = highest_resident_bytes()
+            if peak and before and self._shared.resident_before and peak > before:
+                memory.measured = peak - self._shared.resident_before
 
     def require(self, component: str) -> None:
         """

@@ -24,6 +24,7 @@ from telecine.families import FAMILIES
 from telecine.families.base import Family, Output, Stage
 from telecine.lora import Lora, LoraInput, resolve
 from telecine.models import PROMPT_CACHE, LoadedModels
+from telecine.peak_memory import MemoryUse
 from telecine.request import Request
 from telecine.results import FrameStream, Result, stopwatch
 from telecine.second_stage import SecondStage
@@ -137,9 +138,11 @@ class Pipeline:
         `image` (one, or a list with one a video), `conditions` and `second_stage` choose the pipeline that takes them,
         where the bundle's own does not.
 
-        `memory_limit` (bytes, or "8GiB") is what decoding may add to the loaded networks and to the frames that are
-        done; it chooses tiles. `tiling` is "auto", "off", "seamless" or "diffusers"; sizes of tiles are in pixels and
-        frames, context included.
+        `memory_limit` (bytes, or "8GiB") is what the whole run may add to the process: libraries, networks, activations
+        and frames. To meet it, networks of other stages are dropped before one is loaded, then passes of guidance run
+        one after the other, then the VAE runs on tiles (see `telecine.memory_budget`); the result's `memory` has the
+        predicted and the measured peak. `tiling` is "auto", "off", "seamless" or "diffusers"; sizes of tiles are in
+        pixels and frames, context included.
 
         Raises:
             RequestError: a parameter is wrong, or another request is running.
@@ -242,30 +245,35 @@ class Pipeline:
                 "a stream of latents", expected="frames", fix="Use generate or upscale for output_type='latent'."
             )
         timings: dict[str, float] = {}
-        run = self._run(make, timings)
+        memory = MemoryUse()
+        run = self._run(make, timings, memory, keeps_frames=False)
         output = next(run)
-        return FrameStream(run, output, _rate(output, request), timings)
+        return FrameStream(run, output, _rate(output, request), timings, memory)
 
     def _whole(self, request: Request | UpscaleRequest, make: Make) -> Result:
         timings: dict[str, float] = {}
-        run = self._run(make, timings)
+        memory = MemoryUse()
+        run = self._run(make, timings, memory, keeps_frames=True)
         output = next(run)
         frames = None
         with closing(run):
             if output.frames is not None:
-                frames = FrameStream(run, output, _rate(output, request), timings).whole()
+                frames = FrameStream(run, output, _rate(output, request), timings, memory).whole()
         return Result(
             frames=frames,
             latents=output.latents,
             frame_rate=_rate(output, request),
             seeds=output.seeds,
             timings=timings,
+            memory=memory,
         )
 
-    def _run(self, make: Make, timings: dict[str, float]) -> Generator[Any, None, None]:
+    def _run(
+        self, make: Make, timings: dict[str, float], memory: MemoryUse, *, keeps_frames: bool
+    ) -> Generator[Any, None, None]:
         """First the run's `Output`, then its frames in pieces. Closed or dropped, it lets the next request in."""
         stage = stopwatch(timings)
-        with stage("total"), self._running(), self._models.timed(stage):
+        with stage("total"), self._running(), self._models.running(stage, memory, keeps_frames=keeps_frames):
             output = make(stage=stage)
             yield output
             while output.frames is not None:

@@ -14,7 +14,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 
-from telecine.backends.base import Buffer, Session
+from telecine.backends.base import Buffer, NetworkFacts, Session
 from telecine.backends.onnxruntime import OnnxRuntimeOptions, OnnxRuntimeSession
 from telecine.bundle import Bundle
 from telecine.errors import BackendError
@@ -112,7 +112,8 @@ class TrialModels(LoadedModels):
         sessions: Mapping[tuple[str, str], Session] | None = None,
     ) -> None:
         others = dict.fromkeys(candidates, candidate) if candidate is not None else {}
-        super().__init__(reference, _TrialBackend(reference, others, sessions or {}, as_gpu))
+        # Every prompt is encoded: calibration sees what the text encoder makes.
+        super().__init__(reference, _TrialBackend(reference, others, sessions or {}, as_gpu), prompt_cache=0)
 
 
 class _TrialBackend:
@@ -131,6 +132,10 @@ class _TrialBackend:
         if (component, role) in self._given:
             return self._given[component, role]
         return open_graph(self._others.get(component, self._reference), component, role, as_gpu=self._as_gpu)
+
+    def facts(self, component: str, role: str) -> NetworkFacts:
+        bundle = self._others.get(component, self._reference)
+        return NetworkFacts(weights=bundle.component(component).weights.size, batch_pays=True)
 
     def limits(self, component: str, role: str) -> None:
         return None

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
-from telecine.backends.base import Session
+from telecine.backends.base import NetworkFacts, Session
 from telecine.backends.onnxruntime import OnnxRuntimeOptions, OnnxRuntimeSession
 from telecine.backends.tensorrt.backend import TensorRtBackend
 from telecine.backends.tensorrt.opening import Plan
@@ -34,6 +34,13 @@ class Backend(Protocol):
     def limits(self, component: str, role: str) -> Mapping[str, int] | None:
         """The largest size of each axis that the graph takes, by symbol; None where it takes every size.
 
+        Raises:
+            BundleError, BackendError, EngineError: as `load`, which is not done for this.
+        """
+        ...
+
+    def facts(self, component: str, role: str) -> NetworkFacts:
+        """
         Raises:
             BundleError, BackendError, EngineError: as `load`, which is not done for this.
         """
@@ -108,6 +115,14 @@ class OnnxRuntimeBackend:
     def limits(self, component: str, role: str) -> None:
         return None
 
+    def facts(self, component: str, role: str) -> NetworkFacts:
+        entry = self._bundle.component(component)
+        on_cpu = self._options.on_cpu(self._device)
+        weights = entry.weights.size
+        if on_cpu and entry.precision != "fp32":
+            weights += 4 * entry.parameters  # it casts them to float32 as it loads, and keeps both
+        return NetworkFacts(weights=weights, batch_pays=not on_cpu)
+
 
 class AutoBackend:
     """TensorRT for a network where an engine, a library and a GPU fit, else ONNX Runtime.
@@ -127,6 +142,10 @@ class AutoBackend:
     def limits(self, component: str, role: str) -> Mapping[str, int] | None:
         plan = self._plan(component, role)
         return largest_sizes(plan.sidecar) if plan else None
+
+    def facts(self, component: str, role: str) -> NetworkFacts:
+        plan = self._plan(component, role)
+        return self._tensorrt.facts_of(plan) if plan else self._onnxruntime.facts(component, role)
 
     def _plan(self, component: str, role: str) -> Plan | None:
         """The plan that a graph runs with, chosen once: limits are those of what is loaded."""

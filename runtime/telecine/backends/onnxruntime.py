@@ -65,6 +65,10 @@ class OnnxRuntimeOptions:
                 fix="Leave it out for a thread a physical core.",
             )
 
+    def on_cpu(self, device: str) -> bool:
+        """Whether sessions with these settings run on the CPU provider alone."""
+        return self.providers == (CPU,) if self.providers else not device.startswith("cuda")
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Loaded:

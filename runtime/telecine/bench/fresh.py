@@ -20,9 +20,9 @@ from typing import Any
 from telecine.bench.competitor import Competitor
 from telecine.bench.settings import Settings
 from telecine.errors import BackendError
+from telecine.peak_memory import highest_resident_bytes
 
 OURS = "telecine.bench.fresh"
-STATUS = Path("/proc/self/status")
 
 
 def measure_fresh(module: str, path: str, settings: Settings) -> dict[str, float]:
@@ -62,14 +62,11 @@ def tell(make: Callable[[Settings], Competitor], arguments: list[str]) -> None:
 
 
 def peak_memory() -> int:
-    """Largest resident bytes of this process so far.
-
-    Not `ru_maxrss`: a process that was started inherits the peak of the one that started it.
-    """
-    for line in STATUS.read_text(encoding="ascii").splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    raise BackendError(f"{STATUS} has no VmHWM", expected="Linux", fix="Measure on Linux.")
+    """Largest resident bytes of this process so far."""
+    peak = highest_resident_bytes()
+    if peak is None:
+        raise BackendError("the system does not tell a process' peak", expected="Linux", fix="Measure on Linux.")
+    return peak
 
 
 if __name__ == "__main__":

@@ -51,7 +51,8 @@ class TilingOptions:
 
     `mode`: "auto" tiles seamlessly where `memory_limit` or a size asks for it; "off"; "seamless"; "diffusers".
     `size` and `stride` are of tiles in pixels, `frames` and `frame_stride` in frames, context included.
-    `memory_limit`: bytes that decoding may add to what is loaded.
+    `memory_limit`: bytes that the whole run may take, of which `reserved` are taken beside the VAE's activations; the
+    rest of the run takes `least`, however the VAE is run.
     """
 
     mode: str = "auto"
@@ -60,6 +61,13 @@ class TilingOptions:
     frames: int | None = None
     frame_stride: int | None = None
     memory_limit: int | None = None
+    reserved: int = 0
+    least: int = 0
+
+    @property
+    def room(self) -> int | None:
+        """Bytes for running the VAE; None where there is no limit."""
+        return None if self.memory_limit is None else self.memory_limit - self.reserved
 
     @classmethod
     def parse(

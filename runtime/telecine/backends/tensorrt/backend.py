@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from telecine.backends.base import NetworkFacts
 from telecine.backends.cuda.device import Device
 from telecine.backends.tensorrt.engine import Engine
 from telecine.backends.tensorrt.opening import Plan, find_plan, plan_paths
@@ -62,3 +63,13 @@ class TensorRtBackend:
             BackendError, EngineError: as `find`.
         """
         return largest_sizes(self.find(component, role).sidecar)
+
+    def facts(self, component: str, role: str) -> NetworkFacts:
+        """
+        Raises:
+            BackendError, EngineError: as `find`.
+        """
+        return self.facts_of(self.find(component, role))
+
+    def facts_of(self, plan: Plan) -> NetworkFacts:
+        return NetworkFacts(weights=plan.sidecar.plan_size, batch_pays=True)

@@ -17,6 +17,7 @@ from telecine.families.base import Models, Output, Stage
 from telecine.families.ltx_video.decode import DecodeSettings, decode
 from telecine.families.ltx_video.guidance import request_guidance
 from telecine.families.ltx_video.host import Host
+from telecine.families.ltx_video.memory import RunMemory
 from telecine.families.ltx_video.text import prompt_embeddings
 from telecine.families.ltx_video.transformer import BoundTransformer
 from telecine.guidance import Guidance
@@ -60,6 +61,7 @@ class Generation:
     generators: list[Generator]
     stochastic: list[Generator]  # the second streams of the seeds
     decoding: DecodeSettings
+    memory: RunMemory
 
     @classmethod
     def prepare(
@@ -75,7 +77,11 @@ class Generation:
         latent = video.latent(host.grid)
         _check_engine(models, request, video, latent)
         planned = schedule(request, host, latent)
+        guidance = request_guidance(request, planned.sigmas[:-1], host)
+        memory = RunMemory.plan(models, request, host, latent, guidance)
+        decoding = DecodeSettings.of(request, memory.decoding)
         seeds = request.seeds()
+        models.expect(memory.needs, memory.tiling.memory_limit)
         return cls(
             models=models,
             request=request,
@@ -83,11 +89,12 @@ class Generation:
             video=video,
             latent=latent,
             schedule=planned,
-            guidance=request_guidance(request, planned.sigmas[:-1], host),
+            guidance=guidance,
             seeds=seeds,
             generators=[Generator(seed) for seed in seeds],
             stochastic=[second_stream(seed) for seed in seeds],
-            decoding=DecodeSettings.of(models, request, host, latent),
+            decoding=decoding,
+            memory=memory,
         )
 
     def given_latents(self, shape: tuple[int, ...], layout: str) -> Array:
@@ -129,6 +136,7 @@ class Generation:
                 start.latents.shape,
                 self.guidance.passes,
                 start.conditioning.timestep_tokens,
+                one_by_one=self.memory.one_by_one,
                 stage=stage,
             ) as network,
         ):

@@ -20,7 +20,9 @@ from telecine.families.ltx_video.conditions import condition_schedule
 from telecine.families.ltx_video.decode import DecodeSettings
 from telecine.families.ltx_video.guidance import request_guidance
 from telecine.families.ltx_video.host import Host
+from telecine.families.ltx_video.memory import RunMemory, upsampler_need
 from telecine.families.ltx_video.upscale import upsample
+from telecine.memory_budget import Need, check_limit
 from telecine.noise import Generator
 from telecine.request import Request
 from telecine.resample import BICUBIC, resize
@@ -120,11 +122,16 @@ def _check(request: Request, host: Host) -> None:
 
 def _check_stages(models: Models, first: Request, second: Request, host: Host) -> None:
     """Refuse now what a stage would refuse: not after the minutes of the first."""
+    needs: list[Need] = []
     for request in (first, second):
         latent = VideoShape(num_frames=request.num_frames, height=request.height, width=request.width).latent(host.grid)
         planned = condition_schedule(request, host, latent)
-        request_guidance(request, planned.sigmas[:-1], host)
-        DecodeSettings.of(models, request, host, latent)
+        guidance = request_guidance(request, planned.sigmas[:-1], host)
+        memory = RunMemory.plan(models, request, host, latent, guidance)
+        DecodeSettings.of(request, memory.decoding)
+        needs += memory.needs
+        if request is first:
+            needs.append(upsampler_need(models, host, latent, request.videos))
     steps = second.num_inference_steps if second.timesteps is None else len(second.timesteps)
     check(
         int(steps * second.denoise_strength) >= 1,
@@ -134,6 +141,9 @@ def _check_stages(models: Models, first: Request, second: Request, host: Host) -
     )
     for seed in first.seeds():
         Generator(seed)
+    limit = second.tiling_options().memory_limit
+    check_limit(limit, max(need.alone for need in needs))
+    models.expect(needs, limit)
 
 
 def _named(prefix: str, stage: Stage) -> Stage:
