@@ -7,7 +7,7 @@ import threading
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -79,9 +79,11 @@ class LoadedModels:
         self._closed = False
         self._needs: dict[str, Need] = {}  # of the run's stages
         self._limit: int | None = None
+        self._all_fit = True  # within the limit, at once
         self._residents = Residents()
         self.keeps_frames = True
         self._memory = MemoryUse()
+        self._ahead: threading.Thread | None = None
 
     @property
     def host(self) -> Mapping[str, Any]:
@@ -101,22 +103,41 @@ class LoadedModels:
     def session(self, component: str, role: str = "main") -> Session:
         self._make_room(component)
         key = (component, role)
-        if key in self._sessions and not self._closed:
-            return self._sessions[key]  # without waiting for a clone that loads something
-        with self._shared.loading[key]:  # two clones that load one network at once would each hold the weights
+        if key not in self._sessions or self._closed:
+            with self._stage("load"):
+                self._load(key)
+            self._load_ahead(component)
+        return self._sessions[key]
+
+    def _load(self, key: tuple[str, str]) -> None:
+        """Load a network, unless it is; once for all clones and threads."""
+        with self._shared.loading[key]:  # two that load one network at once would each hold the weights
             with self._shared.lock:
                 self.check_open()
+                if key in self._sessions:
+                    return
                 family = self._shared.sessions.setdefault(key, weakref.WeakSet())
                 relative = next((session for session in family if not session.closed), None)
-            with self._stage("load"):
-                session = relative.clone() if relative else self._load_changed(component, role)
+            session = relative.clone() if relative else self._load_changed(*key)
             with self._shared.lock:
                 if self._closed:
                     session.close()
                 self.check_open()
                 self._sessions[key] = session
                 family.add(session)
-            return session
+
+    def _load_ahead(self, component: str) -> None:
+        """Load the next stage's network while this one's runs, where the limit has room for both."""
+        stages = list(self._needs)
+        following = stages[stages.index(component) + 1 :][:1] if component in stages else []
+        missing = [(name, "main") for name in following if (name, "main") not in self._sessions]
+        if missing and self._all_fit and self._ahead is None:
+            self._ahead = threading.Thread(target=self._try_load, args=missing, name="telecine-load")
+            self._ahead.start()
+
+    def _try_load(self, key: tuple[str, str]) -> None:
+        with suppress(TelecineError):  # whoever needs it loads it again, and is told
+            self._load(key)
 
     def _make_room(self, component: str) -> None:
         """Drop networks of other stages where the run's limit asks for it."""
@@ -127,7 +148,8 @@ class LoadedModels:
 
     def expect(self, needs: Sequence[Need], limit: int | None) -> None:
         self._needs, self._limit = {need.component: need for need in needs}, limit
-        peak = predicted_peak(needs, limit, self._residents.held) + self.prompts.bytes
+        self._all_fit = limit is None or predicted_peak(needs, None, self._residents.held) <= limit
+        peak = predicted_peak(needs, limit, self._residents.held)
         if peak > (self._memory.predicted or 0):
             self._memory.predicted, self._memory.limit = peak, limit
             within = "no limit" if limit is None else f"of {show_size(limit)}"
@@ -153,7 +175,10 @@ class LoadedModels:
         try:
             yield
         finally:
-            self._stage, self._needs, self._limit = _untimed, {}, None
+            if self._ahead is not None:
+                self._ahead.join()
+            self._ahead = None
+            self._stage, self._needs, self._limit, self._all_fit = _untimed, {}, None, True
             peak = highest_resident_bytes()
             if peak and before and self._shared.resident_before and peak > before:
                 memory.measured = peak - self._shared.resident_before

@@ -6,17 +6,20 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from telecine.backends.base import NetworkFacts, Session
 from telecine.backends.onnxruntime import OnnxRuntimeOptions, OnnxRuntimeSession
-from telecine.backends.tensorrt.backend import TensorRtBackend
-from telecine.backends.tensorrt.opening import Plan
-from telecine.backends.tensorrt.profiles import largest_sizes
 from telecine.bundle import Bundle
 from telecine.errors import BackendError, EngineError
 
+if TYPE_CHECKING:
+    from telecine.backends.tensorrt.backend import TensorRtBackend
+    from telecine.backends.tensorrt.opening import Plan
+
 BACKENDS = ("auto", "onnxruntime", "tensorrt")
+# Networks that run once for many runs of the others: their weights stay mapped files, and are not packed as they load.
+RUN_RARELY = ("text_encoder",)
 LOG = logging.getLogger(__name__)
 
 
@@ -88,7 +91,12 @@ def choose_backend(
     onnxruntime = OnnxRuntimeBackend(bundle, device=device, options=options or OnnxRuntimeOptions())
     if backend == "onnxruntime" or (backend == "auto" and kind == "cpu"):
         return onnxruntime
-    tensorrt = TensorRtBackend(bundle, device=device, engines=_folder(bundle, engines, must=backend == "tensorrt"))
+    folder = _folder(bundle, engines, must=backend == "tensorrt")
+    if backend == "auto" and not folder.is_dir():
+        return onnxruntime
+    from telecine.backends.tensorrt.backend import TensorRtBackend  # a fifth of telecine's import time
+
+    tensorrt = TensorRtBackend(bundle, device=device, engines=folder)
     if backend == "auto":
         return AutoBackend(tensorrt, onnxruntime)
     tensorrt.device()
@@ -110,6 +118,7 @@ class OnnxRuntimeBackend:
             device=self._device,
             options=self._options,
             precision=self._bundle.component(component).precision,
+            prepack=component not in RUN_RARELY,
         )
 
     def limits(self, component: str, role: str) -> None:
@@ -141,7 +150,7 @@ class AutoBackend:
 
     def limits(self, component: str, role: str) -> Mapping[str, int] | None:
         plan = self._plan(component, role)
-        return largest_sizes(plan.sidecar) if plan else None
+        return self._tensorrt.limits_of(plan) if plan else None
 
     def facts(self, component: str, role: str) -> NetworkFacts:
         plan = self._plan(component, role)

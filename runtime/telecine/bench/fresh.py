@@ -27,7 +27,8 @@ OURS = "telecine.bench.fresh"
 
 def measure_fresh(module: str, path: str, settings: Settings) -> dict[str, float]:
     """Of `python -m MODULE PATH SETTINGS`: seconds from its start to the end of the first denoising step (`first_step`)
-    and of the video (`total`), those of its quickest later step (`step`), and its peak resident bytes (`peak_memory`).
+    and of the video (`total`), those of its quickest later step (`step`), what is left of the first without one
+    (`start_up`: all that precedes the denoising), and its peak resident bytes (`peak_memory`).
 
     Raises:
         BackendError: the process failed, or was killed.
@@ -44,9 +45,11 @@ def measure_fresh(module: str, path: str, settings: Settings) -> dict[str, float
         )
     told = json.loads(done.stdout.splitlines()[-1])
     marks = told["marks"]
+    step = min(after - before for before, after in itertools.pairwise(marks))
     return {
+        "start_up": marks[0] - start - step,
         "first_step": marks[0] - start,
-        "step": min(after - before for before, after in itertools.pairwise(marks)),
+        "step": step,
         "total": told["end"] - start,
         "peak_memory": told["peak_memory"],
     }

@@ -62,7 +62,10 @@ class TensorRtBackend:
         Raises:
             BackendError, EngineError: as `find`.
         """
-        return largest_sizes(self.find(component, role).sidecar)
+        return self.limits_of(self.find(component, role))
+
+    def limits_of(self, plan: Plan) -> Mapping[str, int]:
+        return largest_sizes(plan.sidecar)
 
     def facts(self, component: str, role: str) -> NetworkFacts:
         """

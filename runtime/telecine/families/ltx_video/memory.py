@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from telecine.condition import Condition
@@ -30,8 +31,16 @@ class RunMemory:
     one_by_one: bool
 
     @classmethod
-    def plan(cls, models: Models, request: Request, host: Host, latent: LatentShape, guidance: Guidance) -> RunMemory:
-        """For `latent` latents a video.
+    def plan(
+        cls,
+        models: Models,
+        request: Request,
+        host: Host,
+        latent: LatentShape,
+        guidance: Guidance,
+        beside: Sequence[Need] = (),
+    ) -> RunMemory:
+        """For `latent` latents a video. `beside`: other stages that the limit must be enough for.
 
         Raises:
             RequestError: a limit that cannot be met, or tiles that cannot be.
@@ -49,7 +58,7 @@ class RunMemory:
         one_by_one = limit is not None and batched.alone > limit
         large = request.videos * latent.tokens >= ONE_BY_ONE
         denoising = sequential if one_by_one or (large and not models.facts("transformer").batch_pays) else batched
-        least = max(need.alone for need in (*text, denoising))
+        least = max(need.alone for need in (*text, denoising, *beside))
         vae = _Vae.of(models, request, host, latent, host_bytes, least, encodes=conditions.encoded > 0)
         encoding = vae.encoder(models, latent, conditions.encoded)
         decoding, decoder = vae.decoder(models, latent)
