@@ -3,7 +3,8 @@
 The rule, of which `generate` and `upscale` have the one parameter: `memory_limit` is what telecine may add to the
 process while a request runs, all of it: libraries, networks, their activations, and frames that are kept. To meet it,
 in this order, until it is met: networks of other stages are dropped before the next one is loaded; the passes of
-guidance run one after the other; the VAE runs on tiles. Only the last changes pixels. What cannot be met is refused
+guidance run one after the other; weights are streamed, where a TensorRT engine was built for it; the VAE runs on tiles.
+Only the last changes pixels. What cannot be met is refused
 before anything runs, with the least that would do. On a GPU it is the memory there, where the networks are.
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from telecine.errors import RequestError
 from telecine.tiling.options import show_size
@@ -31,13 +32,15 @@ SESSION = 5 * MIB
 class Need:
     """Bytes of one stage of a run: its network's weights as they are loaded, and what running it takes.
 
-    `activations` stay with the network until it is dropped (its arena keeps them); `host` are arrays that go.
+    `activations` stay with the network until it is dropped (its arena keeps them); `host` are arrays that go. A network
+    that `streams` may have fewer of its weights loaded, and reads the others while it runs.
     """
 
     component: str
     weights: int
     activations: int = 0
     host: int = 0
+    streams: bool = False
 
     @property
     def kept(self) -> int:
@@ -48,6 +51,17 @@ class Need:
     def alone(self) -> int:
         """With no other network loaded."""
         return LIBRARIES + self.kept + self.host
+
+    @property
+    def least(self) -> int:
+        """With no other network loaded, and no weights where they are streamed."""
+        return self.alone - (self.weights if self.streams else 0)
+
+    def within(self, limit: int | None) -> Need:
+        """The same, with no more weights loaded than a limit leaves room for, where they can be streamed."""
+        if limit is None or not self.streams or self.alone <= limit:
+            return self
+        return replace(self, weights=max(self.weights - (self.alone - limit), 0))
 
 
 @dataclass(slots=True)
@@ -62,8 +76,7 @@ class Residents:
         The largest go first, and no more than must.
         """
         before = self.held.pop(need.component, None)
-        activations = max(need.activations, before.activations if before else 0)
-        entering = Need(component=need.component, weights=need.weights, activations=activations, host=need.host)
+        entering = replace(need, activations=max(need.activations, before.activations if before else 0)).within(limit)
         dropped: list[str] = []
         for other in sorted(self.held.values(), key=lambda each: each.kept, reverse=True):
             if limit is None or self._beside() + entering.alone <= limit:

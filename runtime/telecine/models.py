@@ -43,6 +43,7 @@ class _Shared:
         self.loading: defaultdict[tuple[str, str], threading.Lock] = defaultdict(threading.Lock)
         self.widest: dict[str, int] = {}  # by component
         self.resident_before = resident_bytes()
+        self.device_before: int | None = None
         self.prompts = prompts
         self.tokenizer: Tokenizer | None = None
         self.sessions: dict[tuple[str, str], weakref.WeakSet[Session]] = {}
@@ -81,6 +82,7 @@ class LoadedModels:
         self._limit: int | None = None
         self._all_fit = True  # within the limit, at once
         self._residents = Residents()
+        self._streamed: dict[str, int | None] = {}  # bytes of weights that are loaded, where the others are streamed
         self.keeps_frames = True
         self._memory = MemoryUse()
         self._ahead: threading.Thread | None = None
@@ -140,11 +142,27 @@ class LoadedModels:
             self._load(key)
 
     def _make_room(self, component: str) -> None:
-        """Drop networks of other stages where the run's limit asks for it."""
-        need = self._needs.get(component) or Need(component=component, weights=self.facts(component).weights)
+        """Drop networks of other stages where the run's limit asks for it, and one that streams other weights."""
+        self._note_device()
+        facts = self.facts(component)
+        need = self._needs.get(component) or Need(component=component, weights=facts.weights, streams=facts.streams)
+        before = self._residents.held.get(component)
         _, dropped = self._residents.enter(need, self._limit)
+        loaded = self._residents.held[component].weights
+        self._streamed[component] = loaded if loaded < facts.weights else None
+        if facts.streams and before is not None and before.weights != loaded:
+            dropped = (*dropped, component)
         for key in [key for key in self._sessions if key[0] in dropped]:
             self._sessions.pop(key).close()
+
+    def _note_device(self) -> None:
+        """Networks keep their activations' memory: what is taken after a stage is what it took."""
+        taken = self._backend.device_bytes()
+        if taken is None:
+            return
+        if self._shared.device_before is None:
+            self._shared.device_before = taken
+        self._memory.device = max(self._memory.device or 0, taken - self._shared.device_before)
 
     def expect(self, needs: Sequence[Need], limit: int | None) -> None:
         self._needs, self._limit = {need.component: need for need in needs}, limit
@@ -178,6 +196,7 @@ class LoadedModels:
             if self._ahead is not None:
                 self._ahead.join()
             self._ahead = None
+            self._note_device()
             self._stage, self._needs, self._limit, self._all_fit = _untimed, {}, None, True
             peak = highest_resident_bytes()
             if peak and before and self._shared.resident_before and peak > before:
@@ -198,7 +217,7 @@ class LoadedModels:
 
     def _load_changed(self, component: str, role: str) -> Session:
         """A network with the weights that the others have."""
-        session = self._backend.load(component, role)
+        session = self._backend.load(component, role, self._streamed.get(component))
         try:
             values = self._shared.changes.values(self.bundle, component, role)
             if values:

@@ -15,11 +15,13 @@ INTERVAL = 0.02  # seconds
 class MemoryUse:
     """Bytes that a run adds to the process: its `limit`, the peak that was `predicted` before it, and the one that was
     `measured`, from when the pipeline was opened. None is unknown: an earlier peak of the process hides a lower one,
-    and only Linux tells."""
+    and only Linux tells. `device`: what was measured on a GPU between stages, where networks keep what they took; what
+    other processes took meanwhile is in it."""
 
     limit: int | None = None
     predicted: int | None = None
     measured: int | None = None
+    device: int | None = None
 
 
 def anonymous_bytes() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import pytest
@@ -79,3 +80,16 @@ def test_activations_grow_with_rows_and_width_and_are_more_where_values_are_cast
     assert activation_bytes(2000, 640, "fp32") == 2 * activation_bytes(1000, 640, "fp32")
     assert activation_bytes(1000, 1280, "fp32") == 2 * activation_bytes(1000, 640, "fp32")
     assert activation_bytes(1000, 640, "fp16") > activation_bytes(1000, 640, "fp32") > 7 * 4 * 1000 * 640
+
+
+def test_weights_are_streamed_last_and_no_more_than_must_be() -> None:
+    streamed = dataclasses.replace(STAGES[1], streams=True)
+    limit = streamed.alone - 100 * MIB
+    residents = Residents({"text_encoder": STAGES[0]})
+    assert residents.enter(streamed, limit) == (limit, ("text_encoder",))
+    assert residents.held["transformer"].weights == streamed.weights - 100 * MIB
+    assert streamed.least == streamed.alone - streamed.weights
+    assert streamed.within(streamed.least).weights == 0
+    assert streamed.within(None) == streamed.within(streamed.alone) == streamed
+    assert STAGES[1].within(limit) == STAGES[1]  # was not built for it
+    assert STAGES[1].least == STAGES[1].alone

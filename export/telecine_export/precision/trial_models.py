@@ -128,7 +128,7 @@ class _TrialBackend:
     ) -> None:
         self._reference, self._others, self._given, self._as_gpu = reference, others, sessions, as_gpu
 
-    def load(self, component: str, role: str) -> Session:
+    def load(self, component: str, role: str, weights: int | None = None) -> Session:
         if (component, role) in self._given:
             return self._given[component, role]
         return open_graph(self._others.get(component, self._reference), component, role, as_gpu=self._as_gpu)
@@ -136,6 +136,9 @@ class _TrialBackend:
     def facts(self, component: str, role: str) -> NetworkFacts:
         bundle = self._others.get(component, self._reference)
         return NetworkFacts(weights=bundle.component(component).weights.size, batch_pays=True)
+
+    def device_bytes(self) -> None:
+        return None
 
     def limits(self, component: str, role: str) -> None:
         return None

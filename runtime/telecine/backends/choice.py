@@ -26,8 +26,10 @@ LOG = logging.getLogger(__name__)
 class Backend(Protocol):
     """Loads a bundle's networks."""
 
-    def load(self, component: str, role: str) -> Session:
-        """
+    def load(self, component: str, role: str, weights: int | None = None) -> Session:
+        """`weights`: bytes of them to load, of a network whose `facts` say that it streams the others; None: all that
+        fit.
+
         Raises:
             BundleError: the bundle lacks the graph.
             BackendError, EngineError: it cannot be loaded.
@@ -47,6 +49,10 @@ class Backend(Protocol):
         Raises:
             BundleError, BackendError, EngineError: as `load`, which is not done for this.
         """
+        ...
+
+    def device_bytes(self) -> int | None:
+        """Memory that is taken now on the GPU that networks run on, by whatever process; None where none is used."""
         ...
 
 
@@ -109,7 +115,7 @@ class OnnxRuntimeBackend:
     def __init__(self, bundle: Bundle, *, device: str, options: OnnxRuntimeOptions) -> None:
         self._bundle, self._device, self._options = bundle, device, options
 
-    def load(self, component: str, role: str) -> Session:
+    def load(self, component: str, role: str, weights: int | None = None) -> Session:
         self._bundle.require_weights(component)
         graph = self._bundle.graph(component, role)
         return OnnxRuntimeSession.load(
@@ -132,6 +138,9 @@ class OnnxRuntimeBackend:
             weights += 4 * entry.parameters  # it casts them to float32 as it loads, and keeps both
         return NetworkFacts(weights=weights, batch_pays=not on_cpu)
 
+    def device_bytes(self) -> None:
+        return None
+
 
 class AutoBackend:
     """TensorRT for a network where an engine, a library and a GPU fit, else ONNX Runtime.
@@ -144,9 +153,9 @@ class AutoBackend:
 
         self._plans: dict[tuple[str, str], Plan | None] = {}
 
-    def load(self, component: str, role: str) -> Session:
+    def load(self, component: str, role: str, weights: int | None = None) -> Session:
         plan = self._plan(component, role)
-        return self._tensorrt.open(plan) if plan else self._onnxruntime.load(component, role)
+        return self._tensorrt.open(plan, weights) if plan else self._onnxruntime.load(component, role)
 
     def limits(self, component: str, role: str) -> Mapping[str, int] | None:
         plan = self._plan(component, role)
@@ -155,6 +164,9 @@ class AutoBackend:
     def facts(self, component: str, role: str) -> NetworkFacts:
         plan = self._plan(component, role)
         return self._tensorrt.facts_of(plan) if plan else self._onnxruntime.facts(component, role)
+
+    def device_bytes(self) -> int | None:
+        return self._tensorrt.device_bytes() if any(self._plans.values()) else None
 
     def _plan(self, component: str, role: str) -> Plan | None:
         """The plan that a graph runs with, chosen once: limits are those of what is loaded."""

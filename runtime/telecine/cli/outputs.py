@@ -228,6 +228,6 @@ def report(
 def _memory(memory: MemoryUse) -> str:
     from telecine.tiling.options import show_size
 
-    told = (("predicted", memory.predicted), ("measured", memory.measured))
+    told = (("predicted", memory.predicted), ("measured", memory.measured), ("on the GPU", memory.device))
     known = [f"{show_size(size)} {name}" for name, size in told if size is not None]
     return f"; memory {', '.join(known)}" if known else ""

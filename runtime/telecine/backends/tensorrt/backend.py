@@ -43,18 +43,19 @@ class TensorRtBackend:
         """
         return find_plan(self._engines, self._bundle, component, role, self.device())
 
-    def open(self, plan: Plan) -> TensorRtSession:
-        """
+    def open(self, plan: Plan, weights: int | None = None) -> TensorRtSession:
+        """`weights`: as of `load`.
+
         Raises:
             EngineError: the plan is damaged, or is not what its sidecar says.
             BackendError: TensorRT or CUDA failed; out of memory says so.
         """
         graph = self._bundle.graph(plan.sidecar.component, plan.sidecar.role)
-        engine = Engine(plan, self.device(), BundleWeights(self._bundle.path(graph.file)))
+        engine = Engine(plan, self.device(), BundleWeights(self._bundle.path(graph.file)), streaming_budget=weights)
         return TensorRtSession(graph, engine)
 
-    def load(self, component: str, role: str) -> TensorRtSession:
-        return self.open(self.find(component, role))
+    def load(self, component: str, role: str, weights: int | None = None) -> TensorRtSession:
+        return self.open(self.find(component, role), weights)
 
     def limits(self, component: str, role: str) -> Mapping[str, int]:
         """The largest size of each axis, by symbol.
@@ -75,4 +76,12 @@ class TensorRtBackend:
         return self.facts_of(self.find(component, role))
 
     def facts_of(self, plan: Plan) -> NetworkFacts:
-        return NetworkFacts(weights=plan.sidecar.plan_size, batch_pays=True)
+        sidecar = plan.sidecar
+        return NetworkFacts(weights=sidecar.plan_size, batch_pays=True, streams=sidecar.weight_streaming)
+
+    def device_bytes(self) -> int:
+        """
+        Raises:
+            BackendError: as `device`.
+        """
+        return self.device().used_bytes()

@@ -58,7 +58,7 @@ class RunMemory:
         one_by_one = limit is not None and batched.alone > limit
         large = request.videos * latent.tokens >= ONE_BY_ONE
         denoising = sequential if one_by_one or (large and not models.facts("transformer").batch_pays) else batched
-        least = max(need.alone for need in (*text, denoising, *beside))
+        least = max(need.least for need in (*text, denoising, *beside))
         vae = _Vae.of(models, request, host, latent, host_bytes, least, encodes=conditions.encoded > 0)
         encoding = vae.encoder(models, latent, conditions.encoded)
         decoding, decoder = vae.decoder(models, latent)
@@ -169,18 +169,20 @@ class UpscaleMemory:
             video = latent.video(host.grid)
             host_bytes += video.num_frames * video.height * video.width * 3 * FLOAT
         upsampling = upsampler_need(models, host, latent, request.videos, host_bytes)
-        vae = _Vae.of(models, request, host, enlarged, host_bytes, upsampling.alone, encodes=encodes)
+        vae = _Vae.of(models, request, host, enlarged, host_bytes, upsampling.least, encodes=encodes)
         encoding = vae.encoder(models, latent, latent.frames)
         decoding, decoder = vae.decoder(models, enlarged)
-        check_limit(request.tiling_options().memory_limit, upsampling.alone)
+        check_limit(request.tiling_options().memory_limit, upsampling.least)
         return cls(needs=(*encoding, upsampling, *decoder), tiling=vae.options, decoding=decoding)
 
 
 def upsampler_need(models: Models, host: Host, latent: LatentShape, videos: int, host_bytes: int = 0) -> Need:
     """Of enlarging (videos, C, F, H, W) latents of this shape."""
+    facts = models.facts("latent_upsampler")
     return Need(
         component="latent_upsampler",
-        weights=models.facts("latent_upsampler").weights,
+        weights=facts.weights,
+        streams=facts.streams,
         activations=models.activation_bytes("latent_upsampler", videos * latent.tokens),
         host=host_bytes + 4 * videos * host.require_upsampler().enlarged(latent).tokens * host.latent_channels * FLOAT,
     )
@@ -190,10 +192,11 @@ def _text(models: Models, request: Request, host_bytes: int) -> tuple[Need, ...]
     """Of the text encoder, one call for the prompts and one for the negative ones; none where embeddings are given."""
     if request.prompt_embeds is not None and request.negative_prompt_embeds is not None:
         return ()
-    rows = request.prompts * request.max_sequence_length
+    rows, facts = request.prompts * request.max_sequence_length, models.facts("text_encoder")
     need = Need(
         component="text_encoder",
-        weights=models.facts("text_encoder").weights,
+        weights=facts.weights,
+        streams=facts.streams,
         activations=models.activation_bytes("text_encoder", rows),
         host=host_bytes,
     )
@@ -202,10 +205,11 @@ def _text(models: Models, request: Request, host_bytes: int) -> tuple[Need, ...]
 
 def _transformer(models: Models, request: Request, tokens: int, passes: int, host_bytes: int) -> Need:
     """With so many passes at once."""
-    rows = passes * request.videos * tokens
+    rows, facts = passes * request.videos * tokens, models.facts("transformer")
     return Need(
         component="transformer",
-        weights=models.facts("transformer").weights,
+        weights=facts.weights,
+        streams=facts.streams,
         activations=models.activation_bytes("transformer", rows),
         host=host_bytes,
     )
