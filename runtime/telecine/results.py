@@ -8,6 +8,7 @@ import time
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -211,19 +212,26 @@ def stopwatch(timings: dict[str, float]) -> Stage:
 
     Networks load when a stage first needs them; that is "load" wherever it happens, and no part of that stage.
     """
+    return partial(_Stopwatch, timings)
 
-    @contextmanager
-    def stage(name: str) -> Iterator[None]:
-        start, loaded = time.perf_counter(), timings.get("load", 0.0)
-        try:
-            yield
-        finally:
-            seconds = time.perf_counter() - start
-            if name not in ("load", "total"):
-                seconds -= timings.get("load", 0.0) - loaded
-            timings[name] = timings.get(name, 0.0) + seconds
 
-    return stage
+class _Stopwatch:
+    """Times one stage. Not a generator, which takes ten microseconds more: a twelfth of a small step's host time."""
+
+    __slots__ = ("_loaded", "_name", "_start", "_timings")
+
+    def __init__(self, timings: dict[str, float], name: str) -> None:
+        self._timings, self._name = timings, name
+
+    def __enter__(self) -> None:
+        self._loaded = self._timings.get("load", 0.0)
+        self._start = time.perf_counter()
+
+    def __exit__(self, *exception: object) -> None:
+        seconds = time.perf_counter() - self._start
+        if self._name not in ("load", "total"):
+            seconds -= self._timings.get("load", 0.0) - self._loaded
+        self._timings[self._name] = self._timings.get(self._name, 0.0) + seconds
 
 
 @contextmanager
