@@ -131,11 +131,7 @@ def parse_size(value: object, name: str = "memory_limit", *, least: int = 1) -> 
     else:
         size = -1
     if size < least:
-        raise RequestError(
-            f"{name} is {value!r}",
-            expected=f"{least} or more bytes, or a size such as 8GiB or 500MB",
-            fix="Use '8GiB'.",
-        )
+        raise RequestError(f"{name} is {value!r}", expected="bytes, or a size such as 8GiB or 500MB", fix="Use '8GiB'.")
     return size
 
 
