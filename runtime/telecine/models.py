@@ -166,6 +166,10 @@ class LoadedModels:
 
     def expect(self, needs: Sequence[Need], limit: int | None) -> None:
         self._needs, self._limit = {need.component: need for need in needs}, limit
+        for name, held in self._residents.held.items():  # other weights may be loaded since
+            facts = self.facts(name)
+            if not facts.streams:
+                self._residents.held[name] = replace(held, weights=facts.weights)
         self._all_fit = limit is None or predicted_peak(needs, None, self._residents.held) <= limit
         peak = predicted_peak(needs, limit, self._residents.held)
         if peak > (self._memory.predicted or 0):
@@ -175,9 +179,8 @@ class LoadedModels:
 
     def facts(self, component: str) -> NetworkFacts:
         facts = self._backend.facts(component, "main")
-        if component in self.changes.components:  # the changed weights stay beside what is made of them
-            return replace(facts, weights=2 * facts.weights)
-        return facts
+        change = self.changes.components.get(component)
+        return replace(facts, weights=facts.replaced) if change is not None and change.acts else facts
 
     def activation_bytes(self, component: str, rows: int) -> int:
         if component not in self._shared.widest:

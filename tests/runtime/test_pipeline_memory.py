@@ -104,6 +104,14 @@ class TestLimit:
         with pipe.stream("a", **request) as stream:
             assert stream.memory.predicted == kept - 161 * 32 * 32 * 3 * 4
 
+    def test_weights_that_were_replaced_stay_beside(self, pipe: Pipeline, tiny_source: Path) -> None:
+        own = pipe.generate("a", **SMALL).memory.predicted
+        pipe.load_weights("transformer", tiny_source / "transformer")
+        size = pipe.bundle.component("transformer").weights.size
+        assert pipe.generate("a", **SMALL).memory.predicted == own + size
+        pipe.unload_weights("transformer")
+        assert pipe.generate("a", **SMALL).memory.predicted == own
+
     def test_two_stages(self, upscaler_bundle: Path) -> None:
         request = SMALL | {
             "height": 64,

@@ -134,8 +134,8 @@ class _TrialBackend:
         return open_graph(self._others.get(component, self._reference), component, role, as_gpu=self._as_gpu)
 
     def facts(self, component: str, role: str) -> NetworkFacts:
-        bundle = self._others.get(component, self._reference)
-        return NetworkFacts(weights=bundle.component(component).weights.size, batch_pays=True)
+        size = self._others.get(component, self._reference).component(component).weights.size
+        return NetworkFacts(weights=size, replaced=size, batch_pays=True)
 
     def device_bytes(self) -> None:
         return None

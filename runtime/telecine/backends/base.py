@@ -22,10 +22,11 @@ DeviceBuffer = Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkFacts:
-    """What a backend tells of a graph that it has not loaded: the bytes of its weights once it has, `batch_pays` as of
-    its session, and whether it `streams` weights that are not loaded."""
+    """What a backend tells of a graph that it has not loaded: the bytes of its weights once it has, those once others
+    `replaced` them, `batch_pays` as of its session, and whether it `streams` weights that are not loaded."""
 
     weights: int
+    replaced: int
     batch_pays: bool
     streams: bool = False
 

@@ -136,7 +136,8 @@ class OnnxRuntimeBackend:
         weights = entry.weights.size
         if on_cpu and entry.precision != "fp32":
             weights += 4 * entry.parameters  # it casts them to float32 as it loads, and keeps both
-        return NetworkFacts(weights=weights, batch_pays=not on_cpu)
+        # Other weights stay beside what is made of them.
+        return NetworkFacts(weights=weights, replaced=weights + entry.weights.size, batch_pays=not on_cpu)
 
     def device_bytes(self) -> None:
         return None

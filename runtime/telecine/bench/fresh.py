@@ -26,9 +26,9 @@ OURS = "telecine.bench.fresh"
 
 
 def measure_fresh(module: str, path: str, settings: Settings) -> dict[str, float]:
-    """Of `python -m MODULE PATH SETTINGS`: seconds from its start to the end of the first denoising step (`first_step`)
-    and of the video (`total`), those of its quickest later step (`step`), what is left of the first without one
-    (`start_up`: all that precedes the denoising), and its peak resident bytes (`peak_memory`).
+    """Of `python -m MODULE PATH SETTINGS`: seconds from its start to the beginning of the first denoising step
+    (`start_up`), to its end (`first_step`) and to that of the video (`total`), those of its quickest later step
+    (`step`), and its peak resident bytes (`peak_memory`).
 
     Raises:
         BackendError: the process failed, or was killed.
@@ -45,11 +45,10 @@ def measure_fresh(module: str, path: str, settings: Settings) -> dict[str, float
         )
     told = json.loads(done.stdout.splitlines()[-1])
     marks = told["marks"]
-    step = min(after - before for before, after in itertools.pairwise(marks))
     return {
-        "start_up": marks[0] - start - step,
+        "start_up": marks[-1] - told["denoise"] - start,
         "first_step": marks[0] - start,
-        "step": step,
+        "step": min(after - before for before, after in itertools.pairwise(marks)),
         "total": told["end"] - start,
         "peak_memory": told["peak_memory"],
     }
@@ -59,8 +58,14 @@ def tell(make: Callable[[Settings], Competitor], arguments: list[str]) -> None:
     """What the fresh process does: one generation, told as JSON. Times are of the clock that all processes share."""
     settings = Settings.parse(json.loads(arguments[0]))
     marks: list[float] = []
-    make(settings).generate(settings, lambda: marks.append(time.monotonic()))
-    told: dict[str, Any] = {"marks": marks, "end": time.monotonic(), "peak_memory": peak_memory()}
+    stages = make(settings).generate(settings, lambda: marks.append(time.monotonic()))
+    end = time.monotonic()
+    told: dict[str, Any] = {
+        "marks": marks,
+        "denoise": stages["denoise"],  # it ends with the last step
+        "end": end,
+        "peak_memory": peak_memory(),
+    }
     print(json.dumps(told))
 
 

@@ -76,8 +76,8 @@ class TensorRtBackend:
         return self.facts_of(self.find(component, role))
 
     def facts_of(self, plan: Plan) -> NetworkFacts:
-        sidecar = plan.sidecar
-        return NetworkFacts(weights=sidecar.plan_size, batch_pays=True, streams=sidecar.weight_streaming)
+        size = plan.sidecar.plan_size
+        return NetworkFacts(weights=size, replaced=size, batch_pays=True, streams=plan.sidecar.weight_streaming)
 
     def device_bytes(self) -> int:
         """
