@@ -29,6 +29,11 @@ class ComponentChange:
     loras: tuple[Lora, ...] = ()
     deltas: Mapping[str, tuple[Delta, ...]] = field(default_factory=dict)
 
+    @property
+    def acts(self) -> bool:
+        """Whether anything differs from the bundle's own."""
+        return self.tune is not None or bool(self.deltas)
+
     def values(self, weights: GraphWeights) -> Iterator[tuple[str, Array]]:
         """(initializer, value as stored) of all that differs from the bundle's own, one at a time.
 

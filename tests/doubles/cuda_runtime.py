@@ -176,6 +176,11 @@ class CudaDouble:
         return self.memory.allocate(size, "device", self.current)
 
     @_api
+    def cudaMemGetInfo(self) -> Any:
+        taken = sum(each.size for each in self.memory.live("device", self.current))
+        return cudaError_t.cudaSuccess, self.capacity - taken, self.capacity
+
+    @_api
     def cudaMallocHost(self, size: int) -> Any:
         return self.memory.allocate(size, "host", self.current)
 

@@ -227,6 +227,7 @@ from telecine.families.ltx_video.host import Host
 from telecine.models import LoadedModels
 from telecine.noise import Generator
 from telecine.shapes import LatentShape
+from telecine.tiling import plan_decoder
 from telecine.upscale_request import UpscaleRequest
 
 bundle, half, frames, limit = sys.argv[1], sys.argv[2], int(sys.argv[3]), json.loads(sys.argv[4])
@@ -240,7 +241,8 @@ def decoding(limit, latent):
         latents=latents, adain_factor=0.0, tone_map_compression_ratio=0.0, decode_timestep=0.05, output_type="uint8",
         memory_limit=limit,
     )
-    settings = DecodeSettings.of(models, request, host, latent)
+    plan = plan_decoder(request.tiling_options(), latent, host.grid, host.decoder, videos=1)
+    settings = DecodeSettings.of(request, plan)
     def run():
         frames = decode(models, host, latents, settings, [Generator(0)], [Generator(1)])
         return sum(piece.shape[1] for piece in frames.pieces)

@@ -202,6 +202,7 @@ inline py::dict parameters(const LoadOptions& from) {
     TELECINE_SET(engines);
     TELECINE_SET(options);
     TELECINE_SET(stream);
+    TELECINE_SET(prompt_cache);
     return all.given();
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -17,6 +18,17 @@ from telecine.manifest import Graph, TensorSpec
 Buffer = npt.NDArray[Any]
 # An array in device memory: an object with `__cuda_array_interface__` or `__dlpack__`, which share no type.
 DeviceBuffer = Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkFacts:
+    """What a backend tells of a graph that it has not loaded: the bytes of its weights once it has, those once others
+    `replaced` them, `batch_pays` as of its session, and whether it `streams` weights that are not loaded."""
+
+    weights: int
+    replaced: int
+    batch_pays: bool
+    streams: bool = False
 
 
 class Shaped(Protocol):

@@ -6,25 +6,30 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from telecine.backends.base import Session
+from telecine.backends.base import NetworkFacts, Session
 from telecine.backends.onnxruntime import OnnxRuntimeOptions, OnnxRuntimeSession
-from telecine.backends.tensorrt.backend import TensorRtBackend
-from telecine.backends.tensorrt.opening import Plan
-from telecine.backends.tensorrt.profiles import largest_sizes
 from telecine.bundle import Bundle
 from telecine.errors import BackendError, EngineError
 
+if TYPE_CHECKING:
+    from telecine.backends.tensorrt.backend import TensorRtBackend
+    from telecine.backends.tensorrt.opening import Plan
+
 BACKENDS = ("auto", "onnxruntime", "tensorrt")
+# Networks that run once for many runs of the others: their weights stay mapped files, and are not packed as they load.
+RUN_RARELY = ("text_encoder",)
 LOG = logging.getLogger(__name__)
 
 
 class Backend(Protocol):
     """Loads a bundle's networks."""
 
-    def load(self, component: str, role: str) -> Session:
-        """
+    def load(self, component: str, role: str, weights: int | None = None) -> Session:
+        """`weights`: bytes of them to load, of a network whose `facts` say that it streams the others; None: all that
+        fit.
+
         Raises:
             BundleError: the bundle lacks the graph.
             BackendError, EngineError: it cannot be loaded.
@@ -37,6 +42,17 @@ class Backend(Protocol):
         Raises:
             BundleError, BackendError, EngineError: as `load`, which is not done for this.
         """
+        ...
+
+    def facts(self, component: str, role: str) -> NetworkFacts:
+        """
+        Raises:
+            BundleError, BackendError, EngineError: as `load`, which is not done for this.
+        """
+        ...
+
+    def device_bytes(self) -> int | None:
+        """Memory that is taken now on the GPU that networks run on, by whatever process; None where none is used."""
         ...
 
 
@@ -85,6 +101,10 @@ def choose_backend(
     if backend == "onnxruntime" or (backend == "auto" and kind == "cpu"):
         return onnxruntime
     folder = _folder(bundle, engines, must=backend == "tensorrt")
+    if backend == "auto" and not folder.is_dir():
+        return onnxruntime
+    from telecine.backends.tensorrt.backend import TensorRtBackend  # a fifth of telecine's import time
+
     tensorrt = TensorRtBackend(bundle, device=device, engines=folder, stream=stream)
     if backend == "auto":
         return AutoBackend(tensorrt, onnxruntime)
@@ -98,7 +118,7 @@ class OnnxRuntimeBackend:
     def __init__(self, bundle: Bundle, *, device: str, options: OnnxRuntimeOptions, stream: int | None = None) -> None:
         self._bundle, self._device, self._options, self._stream = bundle, device, options, stream
 
-    def load(self, component: str, role: str) -> Session:
+    def load(self, component: str, role: str, weights: int | None = None) -> Session:
         self._bundle.require_weights(component)
         graph = self._bundle.graph(component, role)
         return OnnxRuntimeSession.load(
@@ -108,9 +128,22 @@ class OnnxRuntimeBackend:
             options=self._options,
             precision=self._bundle.component(component).precision,
             stream=self._stream,
+            prepack=component not in RUN_RARELY,
         )
 
     def limits(self, component: str, role: str) -> None:
+        return None
+
+    def facts(self, component: str, role: str) -> NetworkFacts:
+        entry = self._bundle.component(component)
+        on_cpu = self._options.on_cpu(self._device)
+        weights = entry.weights.size
+        if on_cpu and entry.precision != "fp32":
+            weights += 4 * entry.parameters  # it casts them to float32 as it loads, and keeps both
+        # Other weights stay beside what is made of them.
+        return NetworkFacts(weights=weights, replaced=weights + entry.weights.size, batch_pays=not on_cpu)
+
+    def device_bytes(self) -> None:
         return None
 
 
@@ -125,13 +158,20 @@ class AutoBackend:
 
         self._plans: dict[tuple[str, str], Plan | None] = {}
 
-    def load(self, component: str, role: str) -> Session:
+    def load(self, component: str, role: str, weights: int | None = None) -> Session:
         plan = self._plan(component, role)
-        return self._tensorrt.open(plan) if plan else self._onnxruntime.load(component, role)
+        return self._tensorrt.open(plan, weights) if plan else self._onnxruntime.load(component, role)
 
     def limits(self, component: str, role: str) -> Mapping[str, int] | None:
         plan = self._plan(component, role)
-        return largest_sizes(plan.sidecar) if plan else None
+        return self._tensorrt.limits_of(plan) if plan else None
+
+    def facts(self, component: str, role: str) -> NetworkFacts:
+        plan = self._plan(component, role)
+        return self._tensorrt.facts_of(plan) if plan else self._onnxruntime.facts(component, role)
+
+    def device_bytes(self) -> int | None:
+        return self._tensorrt.device_bytes() if any(self._plans.values()) else None
 
     def _plan(self, component: str, role: str) -> Plan | None:
         """The plan that a graph runs with, chosen once: limits are those of what is loaded."""

@@ -65,6 +65,10 @@ class OnnxRuntimeOptions:
                 fix="Leave it out for a thread a physical core.",
             )
 
+    def on_cpu(self, device: str) -> bool:
+        """Whether sessions with these settings run on the CPU provider alone."""
+        return self.providers == (CPU,) if self.providers else not device.startswith("cuda")
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Loaded:
@@ -132,10 +136,13 @@ class OnnxRuntimeSession(Session):
         options: OnnxRuntimeOptions,
         precision: str = "fp32",
         stream: int | None = None,
+        prepack: bool = True,
     ) -> OnnxRuntimeSession:
         """`path` is that of the graph's file; the CPU provider gets the one beside it that is made for it, if any.
 
         `precision` is that of the graph's component; `stream` a CUDA stream's handle, None for the provider's own.
+        `prepack` copies the CPU's weights into the order in which its kernels read them: a copy of them in memory, and
+        half of the time to load, for a few percent of a large run.
 
         Raises:
             BackendError: ONNX Runtime is missing, refuses the graph, lacks the device, or kernels for the precision.
@@ -144,7 +151,7 @@ class OnnxRuntimeSession(Session):
         _check_precision(path, precision, _name(providers[0]))
         if graph.onnxruntime_cpu is not None and providers == [CPU]:
             path = path.parents[len(Path(graph.file.path).parts) - 1] / graph.onnxruntime_cpu.path
-        return cls(graph, _Network(path, partial(_settings, options, precision), providers))
+        return cls(graph, _Network(path, partial(_settings, options, precision, prepack), providers))
 
     def bind(self, name: str, buffer: Buffer) -> None:
         self.check_open()
@@ -224,7 +231,7 @@ def _ort_value(ort: Any, array: Buffer) -> Any:
     return ort.OrtValue.ortvalue_from_numpy(array)
 
 
-def _settings(options: OnnxRuntimeOptions, precision: str) -> Any:
+def _settings(options: OnnxRuntimeOptions, precision: str, prepack: bool) -> Any:
     """ONNX Runtime's SessionOptions; one for each session, as they hold its weights."""
     settings = _onnxruntime().SessionOptions()
     if options.threads is not None:
@@ -232,6 +239,8 @@ def _settings(options: OnnxRuntimeOptions, precision: str) -> Any:
     settings.enable_cpu_mem_arena = options.memory_arena
     settings.enable_mem_pattern = options.memory_pattern
     settings.log_severity_level = 4  # fatal: its errors come as exceptions too, and need not be said twice
+    if not prepack:
+        settings.add_session_config_entry("session.disable_prepacking", "1")
     if precision == "fp8":
         # Its rewriting of QuantizeLinear and DequantizeLinear knows 8-bit integers, and fails on float8.
         settings.add_session_config_entry("session.disable_quant_qdq", "1")

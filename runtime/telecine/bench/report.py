@@ -48,7 +48,8 @@ def _stages(results: Mapping[str, Any]) -> list[str]:
 
 def _fresh(fresh: Mapping[str, Any]) -> list[str]:
     return [
-        f"fresh process, {name}: {told['first_step']['median']:.2f} s to the first step, "
+        f"fresh process, {name}: {told['start_up']['median']:.2f} s to the first step, "
+        f"{told['first_step']['median']:.2f} s to its end, "
         f"{told['total']['median']:.2f} s to the video, {told['peak_memory']['median'] / 1e6:.0f} MB at most"
         for name, told in fresh.items()
     ]

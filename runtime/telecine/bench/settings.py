@@ -59,8 +59,11 @@ class Settings:
         return {name: getattr(self, name) for name in names[: names.index("seed")]}
 
     def environment(self) -> dict[str, str]:
-        """This process' environment, for one that is to use so many threads."""
-        return os.environ | dict.fromkeys(THREAD_VARIABLES, str(self.threads))
+        """This process' environment, for one that is to use so many threads; modules are compiled as in any
+        installation."""
+        environment = os.environ | dict.fromkeys(THREAD_VARIABLES, str(self.threads))
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
+        return environment
 
     @classmethod
     def parse(cls, content: Mapping[str, Any]) -> Settings:

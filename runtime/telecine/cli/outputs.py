@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,6 +14,7 @@ from telecine.cli.group import print_json
 from telecine.errors import RequestError
 
 if TYPE_CHECKING:
+    from telecine.peak_memory import MemoryUse
     from telecine.pipeline import Pipeline
     from telecine.results import FrameStream, Result
 
@@ -66,7 +69,7 @@ def tiling_options(command: F) -> F:
     """Add the options of tiles and memory that `generate` and `upscale` share."""
     for option in (
         click.option(
-            "--memory-limit", help="What running the VAE may take beside the networks, such as 8GiB: chooses tiles."
+            "--memory-limit", help="What the run may take, such as 8GiB: drops networks between stages, chooses tiles."
         ),
         click.option("--tile-frame-stride", type=int, help="Frames from tile to tile."),
         click.option("--tile-frames", type=int, help="Frames of a tile, context included."),
@@ -87,6 +90,7 @@ def load(
     options = telecine.OnnxRuntimeOptions(
         providers=tuple(providers) or None, threads=threads, memory_arena=memory_arena, memory_pattern=memory_pattern
     )
+    logging.getLogger("telecine.models").setLevel(logging.INFO)  # the predicted peak, before the run
     given = None if options == telecine.OnnxRuntimeOptions() else options
     return telecine.load(bundle, backend=backend, device=device, engines=engines, options=given)
 
@@ -202,12 +206,28 @@ def report(
     else:
         paths = [save_latents(made.latents, output)]
     if as_json:
-        print_json({"files": [str(path) for path in paths], "seeds": made.seeds, "seconds": dict(made.timings)})
+        print_json(
+            {
+                "files": [str(path) for path in paths],
+                "seeds": made.seeds,
+                "seconds": dict(made.timings),
+                "memory": dataclasses.asdict(made.memory),
+            }
+        )
     else:
         for path in paths:
             click.echo(path)
         click.echo(
             f"seed {', '.join(map(str, made.seeds))}; "
-            + ", ".join(f"{name} {seconds:.2f} s" for name, seconds in made.timings.items()),
+            + ", ".join(f"{name} {seconds:.2f} s" for name, seconds in made.timings.items())
+            + _memory(made.memory),
             err=True,
         )
+
+
+def _memory(memory: MemoryUse) -> str:
+    from telecine.tiling.options import show_size
+
+    told = (("predicted", memory.predicted), ("measured", memory.measured), ("on the GPU", memory.device))
+    known = [f"{show_size(size)} {name}" for name, size in told if size is not None]
+    return f"; memory {', '.join(known)}" if known else ""

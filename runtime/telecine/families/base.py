@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -10,9 +10,11 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from telecine.backends.base import Session
+from telecine.backends.base import NetworkFacts, Session
 from telecine.denoise import Callback
 from telecine.errors import RequestError
+from telecine.memory_budget import Need
+from telecine.prompt_cache import PromptCache
 from telecine.request import Request
 from telecine.second_stage import SecondStage
 from telecine.shapes import Grid
@@ -33,6 +35,9 @@ class Models(Protocol):
     @property
     def tokenizer(self) -> Tokenizer: ...
 
+    @property
+    def prompts(self) -> PromptCache: ...
+
     def session(self, component: str, role: str = "main") -> Session: ...
 
     def require(self, component: str) -> None:
@@ -40,6 +45,26 @@ class Models(Protocol):
         Raises:
             BundleError: the bundle lacks the component.
         """
+
+    @property
+    def keeps_frames(self) -> bool: ...  # of the run, until its end
+
+    def facts(self, component: str) -> NetworkFacts:
+        """What the backend tells of a component's `main` graph that it has not loaded.
+
+        Raises:
+            BundleError, EngineError: the bundle lacks the component, or the engine that must run it.
+        """
+
+    def activation_bytes(self, component: str, rows: int) -> int:
+        """Bytes of running a component's `main` graph on so many rows, such as tokens, of its linear layers.
+
+        Raises:
+            BundleError: the bundle lacks the component.
+        """
+
+    def expect(self, needs: Sequence[Need], limit: int | None) -> None:
+        """A run's stages in their order, before the first: how `session` makes room for each within the limit."""
 
     def limits(self, component: str, role: str = "main") -> Mapping[str, int] | None:
         """The largest size of each axis of a component's graph, by symbol; None where there are no limits.

@@ -9,7 +9,7 @@ import numpy as np
 
 from telecine.axes import Shape
 from telecine.backends.base import Buffer as HostArray
-from telecine.backends.base import Session
+from telecine.backends.base import NetworkFacts, Session
 from telecine.backends.tensorrt.profiles import largest_sizes
 from telecine.bundle import Bundle
 from telecine.engine import Sidecar
@@ -100,19 +100,27 @@ class RecordingBackend:
     def __init__(self, bundle: Bundle, recorder: Recorder, engines: Mapping[tuple[str, str], Sidecar]) -> None:
         self._bundle, self._recorder, self._engines = bundle, recorder, engines
 
-    def load(self, component: str, role: str) -> RecordingSession:
+    def load(self, component: str, role: str, weights: int | None = None) -> RecordingSession:
         return RecordingSession(component, role, self._bundle.graph(component, role), self._recorder)
 
     def limits(self, component: str, role: str) -> Mapping[str, int] | None:
         sidecar = self._engines.get((component, role))
         return largest_sizes(sidecar) if sidecar else None
 
+    def facts(self, component: str, role: str) -> NetworkFacts:
+        """Those of a host that loads the bundle's own weights once."""
+        size = self._bundle.component(component).weights.size
+        return NetworkFacts(weights=size, replaced=size, batch_pays=True)
+
+    def device_bytes(self) -> None:
+        """Nothing runs."""
+
 
 class RecordingModels(LoadedModels):
     """A bundle's networks as they are recorded, and a tokenizer that asks the host for the tokens of later prompts."""
 
     def __init__(self, bundle: Bundle, backend: RecordingBackend, recorder: Recorder) -> None:
-        super().__init__(bundle, backend)
+        super().__init__(bundle, backend, prompt_cache=0)  # every prompt is encoded, and recorded
         self._recorder = recorder
 
     @property

@@ -113,7 +113,7 @@ class _Planner:
         return min(self.videos, self.largest.videos) if self.largest else self.videos
 
     def plan(self) -> Plan:
-        mode, limit = self.options.mode, self.options.memory_limit
+        mode, limit = self.options.mode, self.options.room
         if mode == "diffusers":
             return self._within_limit(self._as_diffusers(), "Use tiling='auto', which chooses tiles that fit.")
         frames, height, width = self.sides
@@ -158,7 +158,7 @@ class _Planner:
         Raises:
             RequestError: not even the smallest fit.
         """
-        limit = self.options.memory_limit
+        limit = self.options.room
         counts = [{cut: count(side, *cut) for cut in cuts} for side, cuts in zip(self.sides, candidates, strict=True)]
         best: tuple[tuple[int, int], tuple[Cut, Cut, Cut]] | None = None
         least = math.inf
@@ -170,8 +170,7 @@ class _Planner:
             if (limit is None or peak <= limit) and (best is None or cost < best[0]):
                 best = (cost, (time, rows, columns))
         if best is None:
-            assert limit is not None
-            raise _too_little(limit, int(least), "Allow that much, or ask for a smaller video.")
+            raise _too_little(self.options, int(least), "Allow that much, or ask for a smaller video.")
         return best[1]
 
     def _seamless(self, cuts: tuple[Cut, Cut, Cut], at_once: int) -> Plan:
@@ -228,9 +227,9 @@ class _Planner:
         )
 
     def _within_limit(self, plan: Plan, fix: str) -> Plan:
-        limit = self.options.memory_limit
+        limit = self.options.room
         if limit is not None and plan.peak > limit:
-            raise _too_little(limit, plan.peak, fix)
+            raise _too_little(self.options, plan.peak, fix)
         return plan
 
 
@@ -266,5 +265,9 @@ def _check_grid(name: str, value: int, ratio: int) -> None:
         )
 
 
-def _too_little(limit: int, least: int, fix: str) -> RequestError:
-    return RequestError(f"memory_limit is {show_size(limit)}", expected=f"at least {show_size(least)} here", fix=fix)
+def _too_little(options: TilingOptions, peak: int, fix: str) -> RequestError:
+    assert options.memory_limit is not None
+    least = max(peak + options.reserved, options.least)
+    return RequestError(
+        f"memory_limit is {show_size(options.memory_limit)}", expected=f"at least {show_size(least)} here", fix=fix
+    )

@@ -21,6 +21,7 @@ import telecine
 from telecine.cli import main
 from telecine.cli.generate import generate as command
 from telecine.pipeline import Pipeline
+from telecine.tiling.options import show_size
 from telecine.video import read_video
 
 SMALL = ["--height", "64", "--width", "32", "--num-frames", "9", "--num-inference-steps", "2"]
@@ -91,6 +92,19 @@ def test_every_cogvideox_generates(
     assert result.exit_code == 0, result.stderr
     frames, found = read_video(clip)
     assert (frames.shape, found) == (shape, rate)
+
+
+def test_memory_is_told_before_and_after(run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    result = run("-o", tmp_path / "clip.gif", "--json", "--memory-limit", "1GiB")
+    memory = json.loads(result.stdout)["memory"]
+    assert memory["limit"] == 2**30 > memory["predicted"] > 50 * 2**20
+    assert set(memory) == {"limit", "predicted", "measured", "device"}
+    assert [each.getMessage() for each in caplog.records if each.name == "telecine.models"] == [
+        f"this run is predicted to take at most {show_size(memory['predicted'])} of memory (of 1GiB)"
+    ]
+    told = run("-o", tmp_path / "clip.gif").stderr
+    assert f"; memory {show_size(memory['predicted'])[:2]}" in told
+    assert "predicted" in told
 
 
 def test_json_has_files_seeds_and_seconds(run: Run, tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ struct LoadOptions {
     std::optional<OnnxRuntimeOptions> options;
     // A CUDA stream of the host (`cudaStream_t`), which all work on the GPU goes to; it must outlive the pipelines.
     std::optional<void*> stream;
+    std::optional<MemoryLimit> prompt_cache;  // for embeddings of the latest prompts; 0: none
 };
 
 // telecine's Python, one a process at a time. May be used by all threads.

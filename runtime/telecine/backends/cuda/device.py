@@ -41,6 +41,12 @@ class Device:
         """Make it the calling thread's current device: CUDA keeps one for each thread."""
         self.cuda.call("cudaSetDevice", self.index)
 
+    def used_bytes(self) -> int:
+        """Memory of this GPU that is taken now, by whatever process."""
+        self.use()
+        free, total = self.cuda.call("cudaMemGetInfo")
+        return int(total) - int(free)
+
     def synchronize(self) -> None:
         """Wait for all work on this device."""
         self.use()

@@ -29,7 +29,10 @@ class Engine:
     What is not allowed at the same time takes `lock`: launching work, and refitting.
     """
 
-    def __init__(self, plan: Plan, device: Device, weights: BundleWeights) -> None:
+    def __init__(
+        self, plan: Plan, device: Device, weights: BundleWeights, *, streaming_budget: int | None = None
+    ) -> None:
+        """`streaming_budget`: bytes of weights on the device, where the plan streams the others; None: TensorRT's."""
         self.sidecar: Sidecar = plan.sidecar
         self.library: Library = plan.library
         self.device = device
@@ -43,7 +46,7 @@ class Engine:
         self._runtime: Any = trt.Runtime(plan.library.log)
         self._engine: Any = self._deserialise(plan)
         self._cache = RuntimeCache(plan) if plan.library.is_rtx else None
-        self._prepare(plan)
+        self._prepare(plan, streaming_budget)
 
     def hold(self) -> Engine:
         with self.lock:
@@ -142,7 +145,7 @@ class Engine:
             raise EngineError(fault.got, expected=fault.expected, fix=fault.fix)
         return engine
 
-    def _prepare(self, plan: Plan) -> None:
+    def _prepare(self, plan: Plan, streaming_budget: int | None) -> None:
         """Check the plan's inputs and outputs against its sidecar; stream and fill in its weights."""
         trt, engine, sidecar = self.library.module, self._engine, self.sidecar
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
@@ -162,6 +165,10 @@ class Engine:
                 fix="Run: telecine build BUNDLE",
             )
         if sidecar.weight_streaming:  # before any context is made: the budget sizes them
-            engine.weight_streaming_budget_v2 = engine.get_weight_streaming_automatic_budget()
+            engine.weight_streaming_budget_v2 = (
+                engine.get_weight_streaming_automatic_budget()
+                if streaming_budget is None
+                else min(streaming_budget, engine.streamable_weights_size)
+            )
         if sidecar.stripped:
             prepare(self.library, engine, {}, self._weights, everything=True).apply()

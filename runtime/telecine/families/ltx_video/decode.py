@@ -17,7 +17,7 @@ from telecine.noise import Generator, randn
 from telecine.pixels import to_uint8, to_unit_range
 from telecine.request import Request
 from telecine.shapes import LatentShape
-from telecine.tiling import Largest, Network, Plan, Tile, plan_decoder
+from telecine.tiling import Largest, Network, Plan, Tile
 from telecine.upscale_request import UpscaleRequest
 
 Array = npt.NDArray[np.float32]
@@ -33,24 +33,15 @@ class DecodeSettings:
     output_type: str
 
     @classmethod
-    def of(cls, models: Models, request: Request | UpscaleRequest, host: Host, latent: LatentShape) -> DecodeSettings:
-        """Settings for `latent` latents a video. The scale is the timestep where none is given.
+    def of(cls, request: Request | UpscaleRequest, plan: Plan) -> DecodeSettings:
+        """Settings for a request whose tiles are planned. The scale is the timestep where none is given.
 
         Raises:
-            RequestError: not finite numbers, another count than of videos, or tiles that cannot be.
-            EngineError: the decoder's engine takes no such tiles, or there is none.
+            RequestError: not finite numbers, or another count than of videos.
         """
         timestep = scale = request.per_video("decode_timestep", request.decode_timestep)
         if request.decode_noise_scale is not None:
             scale = request.per_video("decode_noise_scale", request.decode_noise_scale)
-        plan = plan_decoder(
-            request.tiling_options(),
-            latent,
-            host.grid,
-            host.decoder,
-            videos=request.videos,
-            largest=None if request.output_type == "latent" else largest_tile(models, "vae_decoder"),
-        )
         return cls(timestep, scale, plan, request.output_type)
 
 

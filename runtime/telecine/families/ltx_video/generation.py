@@ -17,6 +17,7 @@ from telecine.families.base import Models, Output, Stage
 from telecine.families.ltx_video.decode import DecodeSettings, decode
 from telecine.families.ltx_video.guidance import request_guidance
 from telecine.families.ltx_video.host import Host
+from telecine.families.ltx_video.memory import RunMemory
 from telecine.families.ltx_video.sampler import FlowSampler
 from telecine.families.ltx_video.text import without_padding
 from telecine.families.ltx_video.transformer import BoundTransformer
@@ -62,6 +63,7 @@ class Generation:
     generators: list[Generator]
     stochastic: list[Generator]  # the second streams of the seeds
     decoding: DecodeSettings
+    memory: RunMemory
 
     @classmethod
     def prepare(
@@ -77,7 +79,11 @@ class Generation:
         latent = video.latent(host.grid)
         _check_engine(models, request, video, latent)
         planned = schedule(request, host, latent)
+        guidance = request_guidance(request, planned.sigmas[:-1], host)
+        memory = RunMemory.plan(models, request, host, latent, guidance)
+        decoding = DecodeSettings.of(request, memory.decoding)
         seeds = request.seeds()
+        models.expect(memory.needs, memory.tiling.memory_limit)
         return cls(
             models=models,
             request=request,
@@ -85,11 +91,12 @@ class Generation:
             video=video,
             latent=latent,
             schedule=planned,
-            guidance=request_guidance(request, planned.sigmas[:-1], host),
+            guidance=guidance,
             seeds=seeds,
             generators=[Generator(seed) for seed in seeds],
             stochastic=[second_stream(seed) for seed in seeds],
-            decoding=DecodeSettings.of(models, request, host, latent),
+            decoding=decoding,
+            memory=memory,
         )
 
     def given_latents(self, shape: tuple[int, ...], layout: str) -> Array:
@@ -134,6 +141,7 @@ class Generation:
                 start.latents.shape,
                 self.guidance.passes,
                 start.conditioning.timestep_tokens,
+                one_by_one=self.memory.one_by_one,
                 stage=stage,
             ) as network,
         ):

@@ -22,8 +22,9 @@ class BoundTransformer:
 
     `text` (passes * B, L, D) and `mask` (passes * B, L) are those of `passes`, all that any step of the run needs. One
     timestep is told, or one a token: `timestep_tokens` is 1 or T. Returns (passes * B, T, C) velocities of the step's
-    own passes, in a buffer that the next call overwrites. Large passes run one after the other where the session says
-    that a batch does not pay. A context manager: leaving it unbinds what the session would otherwise keep alive.
+    own passes, in a buffer that the next call overwrites. Passes run one after the other where memory asks for
+    it (`one_by_one`), and large ones where the session says that a batch does not pay. A context manager: leaving it
+    unbinds what the session would otherwise keep alive.
     """
 
     def __init__(
@@ -37,12 +38,14 @@ class BoundTransformer:
         passes: tuple[Pass, ...],
         timestep_tokens: int = 1,
         *,
+        one_by_one: bool = False,
         stage: Stage,
     ) -> None:
         self._batch, tokens, channels = latents_shape
         rows = len(passes) * self._batch
         self._session, self._blocks, self._passes, self._stage = session, host.transformer_blocks, passes, stage
-        self._at_once = len(passes) if session.batch_pays or self._batch * tokens < ONE_BY_ONE else 1
+        together = session.batch_pays or self._batch * tokens < ONE_BY_ONE
+        self._at_once = len(passes) if together and not one_by_one else 1
         # B rows a pass. A step's passes are neighbours: it binds a range of rows, and nothing is copied.
         self._rows: dict[str, Array] = {
             "hidden_states": session.empty((rows, tokens, channels), np.float32),
