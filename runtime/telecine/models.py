@@ -41,6 +41,7 @@ class _Shared:
     def __init__(self, prompts: PromptCache) -> None:
         self.lock = threading.Lock()
         self.loading: defaultdict[tuple[str, str], threading.Lock] = defaultdict(threading.Lock)
+        self.facts: dict[str, NetworkFacts] = {}  # by component, with the bundle's own weights
         self.widest: dict[str, int] = {}  # by component
         self.resident_before = resident_bytes()
         self.device_before: int | None = None
@@ -183,7 +184,9 @@ class LoadedModels:
                 yield name, need if facts.streams else replace(need, weights=facts.weights)
 
     def facts(self, component: str) -> NetworkFacts:
-        facts = self._backend.facts(component, "main")
+        if component not in self._shared.facts:
+            self._shared.facts[component] = self._backend.facts(component, "main")
+        facts = self._shared.facts[component]
         change = self.changes.components.get(component)
         return replace(facts, weights=facts.replaced) if change is not None and change.acts else facts
 
@@ -200,11 +203,11 @@ class LoadedModels:
         before = highest_resident_bytes()
         try:
             yield
+            self._note_device()
         finally:
             if self._ahead is not None:
                 self._ahead.join()
             self._ahead = None
-            self._note_device()
             self._stage, self._needs, self._limit, self._all_fit = _untimed, {}, None, True
             peak = highest_resident_bytes()
             if peak and before and self._shared.resident_before and peak > before:

@@ -56,7 +56,7 @@ def test_resident_memory_counts_mapped_files_that_were_read(tmp_path: Path) -> N
     assert highest is not None
     assert during - before > 0.9 * SIZE
     assert after - before < 0.5 * SIZE
-    assert highest >= during
+    assert highest >= during - 2**20  # the kernel counts each CPU on its own, and adds up now and then
 
 
 def test_where_the_system_does_not_tell(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
