@@ -110,5 +110,5 @@ def check_limit(limit: int | None, least: int) -> None:
         raise RequestError(
             f"memory_limit is {show_size(limit)}",
             expected=f"at least {show_size(least)} here",
-            fix="Allow that much, or ask for a smaller video or a shorter one.",
+            fix="Allow that much, ask for a smaller or shorter video, or leave the options of tiling out.",
         )

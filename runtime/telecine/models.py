@@ -41,6 +41,7 @@ class _Shared:
     def __init__(self, prompts: PromptCache) -> None:
         self.lock = threading.Lock()
         self.loading: defaultdict[tuple[str, str], threading.Lock] = defaultdict(threading.Lock)
+        self.facts: dict[str, NetworkFacts] = {}  # by component, with the bundle's own weights
         self.widest: dict[str, int] = {}  # by component
         self.resident_before = resident_bytes()
         self.device_before: int | None = None
@@ -138,7 +139,7 @@ class LoadedModels:
             self._ahead.start()
 
     def _try_load(self, key: tuple[str, str]) -> None:
-        with suppress(TelecineError):  # whoever needs it loads it again, and is told
+        with suppress(TelecineError, MemoryError):  # whoever needs it loads it again, and is told
             self._load(key)
 
     def _make_room(self, component: str) -> None:
@@ -166,10 +167,7 @@ class LoadedModels:
 
     def expect(self, needs: Sequence[Need], limit: int | None) -> None:
         self._needs, self._limit = {need.component: need for need in needs}, limit
-        for name, held in self._residents.held.items():  # other weights may be loaded since
-            facts = self.facts(name)
-            if not facts.streams:
-                self._residents.held[name] = replace(held, weights=facts.weights)
+        self._residents = Residents(dict(self._still_held()))
         self._all_fit = limit is None or predicted_peak(needs, None, self._residents.held) <= limit
         peak = predicted_peak(needs, limit, self._residents.held)
         if peak > (self._memory.predicted or 0):
@@ -177,8 +175,18 @@ class LoadedModels:
             within = "no limit" if limit is None else f"of {show_size(limit)}"
             logger.info("this run is predicted to take at most %s of memory (%s)", show_size(peak), within)
 
+    def _still_held(self) -> Iterator[tuple[str, Need]]:
+        """What earlier runs left loaded, with the weights that it has now."""
+        loaded = {component for component, _ in self._sessions}
+        for name, need in self._residents.held.items():
+            facts = self.facts(name)
+            if name in loaded:
+                yield name, need if facts.streams else replace(need, weights=facts.weights)
+
     def facts(self, component: str) -> NetworkFacts:
-        facts = self._backend.facts(component, "main")
+        if component not in self._shared.facts:
+            self._shared.facts[component] = self._backend.facts(component, "main")
+        facts = self._shared.facts[component]
         change = self.changes.components.get(component)
         return replace(facts, weights=facts.replaced) if change is not None and change.acts else facts
 
@@ -195,11 +203,11 @@ class LoadedModels:
         before = highest_resident_bytes()
         try:
             yield
+            self._note_device()
         finally:
             if self._ahead is not None:
                 self._ahead.join()
             self._ahead = None
-            self._note_device()
             self._stage, self._needs, self._limit, self._all_fit = _untimed, {}, None, True
             peak = highest_resident_bytes()
             if peak and before and self._shared.resident_before and peak > before:

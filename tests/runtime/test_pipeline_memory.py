@@ -20,6 +20,7 @@ from telecine.families.ltx_video.transformer import BoundTransformer
 from telecine.pipeline import Pipeline
 
 SMALL: dict[str, Any] = {"height": 64, "width": 32, "num_frames": 9, "num_inference_steps": 2, "seed": 0}
+PIXELS = np.random.default_rng(0).integers(0, 256, (9, 64, 32, 3), np.uint8)
 GENEROUS = "4GiB"
 
 
@@ -67,6 +68,22 @@ class TestLimit:
         assert free.memory.limit is None
         assert tight.memory.limit is not None
         assert free.memory.predicted > tight.memory.limit >= tight.memory.predicted
+
+    @pytest.mark.parametrize(
+        "given",
+        [
+            {"image": PIXELS[0]},
+            {"conditions": telecine.Condition(image=PIXELS[0], frame_index=8)},
+            {"conditions": [telecine.Condition(video=PIXELS), telecine.Condition(image=PIXELS[0], frame_index=8)]},
+            {"num_videos_per_prompt": 2, "seed": None},
+        ],
+        ids=["image", "keyframe", "video", "batch"],
+    )
+    def test_and_so_it_is_with_conditions_and_batches(self, pipe: Pipeline, given: dict[str, Any]) -> None:
+        limit = least(pipe, **given)
+        result = pipe.generate("a", memory_limit=limit, **SMALL | given)
+        assert result.memory.predicted <= result.memory.limit
+        assert loaded(pipe) == {"vae_decoder"}
 
     def test_what_fits_stays_loaded(self, pipe: Pipeline) -> None:
         first, second = (pipe.generate("a", memory_limit=GENEROUS, **SMALL) for _ in range(2))

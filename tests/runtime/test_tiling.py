@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,7 +19,7 @@ import pytest
 
 from telecine.errors import EngineError, RequestError
 from telecine.shapes import Grid, LatentShape
-from telecine.tiling import Footprint, Largest, Plan, Tile, TilingOptions, plan_decoder, plan_encoder
+from telecine.tiling import Footprint, Largest, Plan, Tile, TilingOptions, least_peak, plan_decoder, plan_encoder
 from telecine.tiling.axis import Axis, count, frames, latents, pixels, spread
 from telecine.tiling.options import parse_size, show_size
 from telecine.tiling.plan import CONTEXT
@@ -205,6 +206,20 @@ def test_what_is_refused_says_what_works() -> None:
         plan_of({"memory_limit": 1000}, sides)
     least = parse_size(str(caught.value).partition("at least ")[2].partition(" ")[0])
     assert plan_of({"memory_limit": least}, sides).peak <= least
+
+
+@pytest.mark.parametrize("decoding", [True, False])
+@pytest.mark.parametrize("settings", [{}, {"mode": "off"}, {"mode": "diffusers"}, {"size": 36}, {"frames": 24}])
+def test_the_least_peak_is_the_lowest_limit_that_is_met(settings: dict[str, Any], decoding: bool) -> None:
+    sides = (13, 11, 17)
+    footprint = DECODER if decoding else ENCODER
+    least = least_peak(TilingOptions(**settings), latent_shape(sides), GRID, footprint, videos=2, decoding=decoding)
+    at = {"decoding": decoding, "videos": 2}
+    assert plan_of(settings | {"memory_limit": least}, sides, **at).peak == least
+    reserved = {"memory_limit": least + 99, "reserved": 100}
+    for refused, named in (({"memory_limit": least - 1}, least), (reserved, least + 100)):
+        with pytest.raises(RequestError, match=rf"at least {re.escape(show_size(named))} here"):
+            plan_of(settings | refused, sides, **at)
 
 
 @pytest.mark.parametrize("mode", ["off", "diffusers"])

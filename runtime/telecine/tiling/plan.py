@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import NamedTuple
 
@@ -96,6 +96,26 @@ def plan_encoder(
     return _Planner(options, sides, grid, footprint, videos, largest, decoding=False).plan()
 
 
+def least_peak(
+    options: TilingOptions,
+    shape: LatentShape,
+    grid: Grid,
+    footprint: Footprint,
+    *,
+    videos: int,
+    largest: Largest | None = None,
+    decoding: bool,
+) -> int:
+    """Bytes that half of the VAE takes at the least, with the tiles that `options` leave open, whatever their limit.
+
+    Raises:
+        RequestError, EngineError: as `plan_decoder`.
+    """
+    sides = (shape.frames, shape.height, shape.width)
+    unlimited = replace(options, memory_limit=None)
+    return _Planner(unlimited, sides, grid, footprint, videos, largest, decoding=decoding).least()
+
+
 @dataclass(frozen=True, slots=True)
 class _Planner:
     """One half of the VAE on `videos` videos of `sides` = (F, H, W) latents."""
@@ -121,19 +141,34 @@ class _Planner:
         if mode == "off":
             self._check_fits(self.sides)
             return self._within_limit(untiled, "Leave tiling out: tiles are then chosen that fit.")
-        time = self._asked("tile_frames", self.options.frames, self.options.frame_stride, self.grid.temporal)
-        space = self._asked("tile_size", self.options.size, self.options.stride, self.grid.spatial)
+        time, space, _ = asked = self._all_asked()
         within = limit is None or untiled.peak <= limit
         if mode == "auto" and time is None and space is None and within and self._fits(self.sides):
             return untiled
         most = self.largest.sides if self.largest else self.sides
-        asked: list[Cut | None] = [time, space, space]
         if limit is None:
             asked = [cut or _with_context(min(SIZE, side)) for cut, side in zip(asked, most, strict=True)]
+        return self._seamless(self._cheapest(self._possible(asked)), at_once=1)
+
+    def least(self) -> int:
+        """Of all that could be planned under some limit, the least peak."""
+        if self.options.mode in ("diffusers", "off"):
+            return self.plan().peak
+        possible = product(*self._possible(self._all_asked()))
+        return min(self._peak((time.size, rows.size, columns.size), 1) for time, rows, columns in possible)
+
+    def _possible(self, asked: list[Cut | None]) -> list[list[Cut]]:
+        """The cuts of each axis."""
+        most = self.largest.sides if self.largest else self.sides
         candidates = [_candidates(*each) for each in zip(self.sides, asked, most, strict=True)]
         if not all(candidates):
             raise self._too_large()
-        return self._seamless(self._cheapest(candidates), at_once=1)
+        return candidates
+
+    def _all_asked(self) -> list[Cut | None]:
+        time = self._asked("tile_frames", self.options.frames, self.options.frame_stride, self.grid.temporal)
+        space = self._asked("tile_size", self.options.size, self.options.stride, self.grid.spatial)
+        return [time, space, space]
 
     def _asked(self, name: str, size: int | None, stride: int | None, ratio: int) -> Cut | None:
         """The cut that a request names for seamless tiles."""

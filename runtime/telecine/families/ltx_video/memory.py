@@ -15,8 +15,8 @@ from telecine.families.ltx_video.transformer import ONE_BY_ONE
 from telecine.guidance import Guidance
 from telecine.memory_budget import FLOAT, Need, check_limit
 from telecine.request import Request
-from telecine.shapes import LatentShape
-from telecine.tiling import Plan, TilingOptions, plan_decoder, plan_encoder
+from telecine.shapes import Grid, LatentShape, VideoShape
+from telecine.tiling import Footprint, Largest, Plan, TilingOptions, least_peak, plan_decoder, plan_encoder
 from telecine.upscale_request import UpscaleRequest
 
 
@@ -59,14 +59,12 @@ class RunMemory:
         large = request.videos * latent.tokens >= ONE_BY_ONE
         denoising = sequential if one_by_one or (large and not models.facts("transformer").batch_pays) else batched
         least = max(need.least for need in (*text, denoising, *beside))
-        vae = _Vae.of(models, request, host, latent, host_bytes, least, encodes=conditions.encoded > 0)
-        encoding = vae.encoder(models, latent, conditions.encoded)
-        decoding, decoder = vae.decoder(models, latent)
-        check_limit(limit, least)
+        encoded = dataclasses.replace(latent, frames=conditions.encoded) if conditions.encoded else None
+        vae = _Vae.plan(models, request, host, host_bytes, least, encoded=encoded, decoded=latent)
         return cls(
-            needs=(*text, *encoding, denoising, *decoder),
+            needs=(*text, *vae.encoding, denoising, *vae.decoder),
             tiling=vae.options,
-            decoding=decoding,
+            decoding=vae.decoding,
             one_by_one=one_by_one,
         )
 
@@ -89,65 +87,112 @@ class _Conditions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Vae:
-    """The halves of the VAE, with the room that the rest of a run leaves them."""
+class _Half:
+    """Half of the VAE, on `videos` videos of these latents."""
 
-    options: TilingOptions
-    request: Request | UpscaleRequest
-    host: Host
-    kept: int  # bytes of host arrays beside it
-    weights: dict[str, int]
+    component: str
+    weights: int
+    grid: Grid
+    latent: LatentShape
+    footprint: Footprint
+    videos: int
+    largest: Largest | None
 
     @classmethod
-    def of(
+    def encoder(cls, models: Models, host: Host, latent: LatentShape) -> _Half:
+        """One video after the other."""
+        return cls._of("vae_encoder", models, host, latent, host.encoder, 1)
+
+    @classmethod
+    def decoder(cls, models: Models, host: Host, latent: LatentShape, videos: int) -> _Half:
+        return cls._of("vae_decoder", models, host, latent, host.decoder, videos)
+
+    @classmethod
+    def _of(
+        cls, component: str, models: Models, host: Host, latent: LatentShape, footprint: Footprint, videos: int
+    ) -> _Half:
+        return cls(
+            component=component,
+            weights=models.facts(component).weights,
+            grid=host.grid,
+            latent=latent,
+            footprint=footprint,
+            videos=videos,
+            largest=largest_tile(models, component),
+        )
+
+    def plan(self, options: TilingOptions) -> Plan:
+        make = plan_decoder if self.component == "vae_decoder" else plan_encoder
+        return make(options, self.latent, self.grid, self.footprint, videos=self.videos, largest=self.largest)
+
+    def least(self, options: TilingOptions) -> int:
+        """Bytes of running it on the tiles that take the least."""
+        decoding = self.component == "vae_decoder"
+        return least_peak(
+            options, self.latent, self.grid, self.footprint,
+            videos=self.videos, largest=self.largest, decoding=decoding,
+        )  # fmt: skip
+
+    def need(self, host_bytes: int, plan: Plan | None = None) -> Need:
+        activations = plan.peak if plan else 0
+        return Need(component=self.component, weights=self.weights, activations=activations, host=host_bytes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Vae:
+    """How the VAE is run, with the room that the rest of a run leaves it; the needs of its halves that run."""
+
+    options: TilingOptions
+    encoding: tuple[Need, ...]
+    decoding: Plan
+    decoder: tuple[Need, ...]
+
+    @classmethod
+    def plan(
         cls,
         models: Models,
         request: Request | UpscaleRequest,
         host: Host,
-        decoded: LatentShape,
         host_bytes: int,
         least: int,
         *,
-        encodes: bool,
+        encoded: LatentShape | None,
+        decoded: LatentShape,
     ) -> _Vae:
-        decodes = request.output_type != "latent"
-        halves = ["vae_encoder"] * encodes + ["vae_decoder"] * decodes
-        kept = host_bytes
-        if decodes and models.keeps_frames:
-            video = decoded.video(host.grid)
-            values = request.videos * video.num_frames * video.height * video.width * 3
-            kept += values * (1 if request.output_type == "uint8" else FLOAT)
-        weights = {half: models.facts(half).weights for half in halves}
-        reserved = max((Need(component=half, weights=weights[half], host=kept).alone for half in halves), default=0)
-        options = dataclasses.replace(request.tiling_options(), reserved=reserved, least=least)
-        return cls(options=options, request=request, host=host, kept=kept, weights=weights)
-
-    def encoder(self, models: Models, latent: LatentShape, frames: int) -> tuple[Need, ...]:
-        """Of so many latent frames, a video at a time."""
-        if "vae_encoder" not in self.weights:
-            return ()
-        encoded = dataclasses.replace(latent, frames=frames)
-        largest = largest_tile(models, "vae_encoder")
-        plan = plan_encoder(self.options, encoded, self.host.grid, self.host.encoder, videos=1, largest=largest)
-        return (self._need("vae_encoder", plan),)
-
-    def decoder(self, models: Models, latent: LatentShape) -> tuple[Plan, tuple[Need, ...]]:
-        latents_only = "vae_decoder" not in self.weights
-        largest = None if latents_only else largest_tile(models, "vae_decoder")
-        # Latents are not decoded: their plan only checks what was said of tiles.
-        options = dataclasses.replace(self.options, memory_limit=None) if latents_only else self.options
-        plan = plan_decoder(
-            options, latent, self.host.grid, self.host.decoder, videos=self.request.videos, largest=largest
+        """`least`: bytes of the stages beside it, and `host_bytes` of arrays."""
+        options = request.tiling_options()
+        encoder = None if encoded is None else _Half.encoder(models, host, encoded)
+        decoder = None if request.output_type == "latent" else _Half.decoder(models, host, decoded, request.videos)
+        if decoder and models.keeps_frames:
+            host_bytes += _frames_bytes(request, decoded.video(host.grid))
+        halves = [half for half in (encoder, decoder) if half]
+        if options.memory_limit is not None:
+            reserved = max((half.need(host_bytes).alone for half in halves), default=0)
+            least = max([least, *(reserved + half.least(options) for half in halves)])
+            check_limit(options.memory_limit, least)
+            options = dataclasses.replace(options, reserved=reserved, least=least)
+        decoding = decoder.plan(options) if decoder else _unlimited(options, host, decoded, request.videos)
+        return cls(
+            options=options,
+            encoding=(encoder.need(host_bytes, encoder.plan(options)),) if encoder else (),
+            decoding=decoding,
+            decoder=(decoder.need(host_bytes, decoding),) if decoder else (),
         )
-        return plan, () if latents_only else (self._need("vae_decoder", plan),)
 
-    def _need(self, half: str, plan: Plan) -> Need:
-        return Need(component=half, weights=self.weights[half], activations=plan.peak, host=self.kept)
+
+def _unlimited(options: TilingOptions, host: Host, latent: LatentShape, videos: int) -> Plan:
+    """Of latents that are not decoded: what was said of tiles is checked all the same."""
+    return plan_decoder(dataclasses.replace(options, memory_limit=None), latent, host.grid, host.decoder, videos=videos)
+
+
+def _frames_bytes(request: Request | UpscaleRequest, video: VideoShape) -> int:
+    values = request.videos * video.num_frames * video.height * video.width * 3
+    return values * (1 if request.output_type == "uint8" else FLOAT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class UpscaleMemory:
-    """An upscaling within its `memory_limit`, as `RunMemory`; `encoded`: latent frames that are encoded first, or 0."""
+    """An upscaling within its `memory_limit`, as `RunMemory`."""
 
     needs: tuple[Need, ...]
     tiling: TilingOptions
@@ -169,11 +214,9 @@ class UpscaleMemory:
             video = latent.video(host.grid)
             host_bytes += video.num_frames * video.height * video.width * 3 * FLOAT
         upsampling = upsampler_need(models, host, latent, request.videos, host_bytes)
-        vae = _Vae.of(models, request, host, enlarged, host_bytes, upsampling.least, encodes=encodes)
-        encoding = vae.encoder(models, latent, latent.frames)
-        decoding, decoder = vae.decoder(models, enlarged)
-        check_limit(request.tiling_options().memory_limit, upsampling.least)
-        return cls(needs=(*encoding, upsampling, *decoder), tiling=vae.options, decoding=decoding)
+        encoded = latent if encodes else None
+        vae = _Vae.plan(models, request, host, host_bytes, upsampling.least, encoded=encoded, decoded=enlarged)
+        return cls(needs=(*vae.encoding, upsampling, *vae.decoder), tiling=vae.options, decoding=vae.decoding)
 
 
 def upsampler_need(models: Models, host: Host, latent: LatentShape, videos: int, host_bytes: int = 0) -> Need:
