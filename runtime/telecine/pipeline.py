@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from telecine.backends.base import out_of_memory
 from telecine.backends.choice import choose_backend
+from telecine.backends.cuda.graph import CudaGraphs
 from telecine.backends.onnxruntime import OnnxRuntimeOptions
 from telecine.bundle import Bundle
 from telecine.condition import Condition, ImageInput
@@ -43,6 +44,7 @@ def load(
     device: str = "auto",
     engines: str | Path | None = None,
     options: OnnxRuntimeOptions | None = None,
+    cuda_graphs: CudaGraphs = "auto",
 ) -> Pipeline:
     """Open a bundle on a backend. Networks load when a request first needs them.
 
@@ -51,13 +53,17 @@ def load(
     for TensorRT the first GPU, for ONNX Runtime the CPU. `engines` is the folder that they lie in, where it is not the
     bundle's own. `options` are ONNX Runtime's.
 
+    `cuda_graphs` records what a network gives the GPU and then gives it as a whole, for each size and place of its
+    arrays: True always, False never. "auto" is for TensorRT, where launching takes the host at least half as long as
+    running takes the device; not for ONNX Runtime, whose capture allows no allocation in other threads.
+
     Raises:
         BundleError: the bundle is missing, damaged, edited, or of a family that this telecine does not know.
         BackendError: an unknown backend or device, arguments that contradict each other, or, for "tensorrt", no GPU.
         EngineError: the folder of engines is missing.
     """
     bundle = Bundle.open(path)
-    chosen = choose_backend(bundle, backend, device=device, engines=engines, options=options)
+    chosen = choose_backend(bundle, backend, device=device, engines=engines, options=options, cuda_graphs=cuda_graphs)
     return Pipeline(LoadedModels(bundle, chosen))
 
 

@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Protocol
 
 from telecine.backends.base import Session
-from telecine.backends.onnxruntime import OnnxRuntimeOptions, OnnxRuntimeSession
+from telecine.backends.cuda.graph import CudaGraphs, check_cuda_graphs
+from telecine.backends.onnxruntime import OnnxRuntimeOptions
+from telecine.backends.onnxruntime.opening import open_session
+from telecine.backends.onnxruntime.providers import ON_CUDA
 from telecine.backends.tensorrt.backend import TensorRtBackend
 from telecine.backends.tensorrt.opening import Plan
 from telecine.backends.tensorrt.profiles import largest_sizes
@@ -47,8 +50,12 @@ def choose_backend(
     device: str,
     engines: str | os.PathLike[str] | None,
     options: OnnxRuntimeOptions | None,
+    cuda_graphs: CudaGraphs = "auto",
 ) -> Backend:
     """The backend of `load`'s arguments; "auto" decides for each network when it loads.
+
+    CUDA graphs that are "auto" are TensorRT's alone, which its launches are timed for. ONNX Runtime captures each
+    thread's runs by itself, and no other thread may allocate on the GPU meanwhile: only a caller knows that none does.
 
     Raises:
         BackendError: an unknown backend or device, arguments that contradict each other, or (for "tensorrt") no GPU
@@ -78,10 +85,22 @@ def choose_backend(
             expected="TensorRT on a GPU, which they are for",
             fix="Leave engines out, or use backend='tensorrt'.",
         )
-    onnxruntime = OnnxRuntimeBackend(bundle, device=device, options=options or OnnxRuntimeOptions())
+    options = options or OnnxRuntimeOptions()
+    check_cuda_graphs(cuda_graphs)
+    on_cuda = options.providers[0] in ON_CUDA if options.providers else kind == "cuda"
+    if cuda_graphs is True and not on_cuda and (backend == "onnxruntime" or kind == "cpu"):
+        raise BackendError(
+            f"cuda_graphs=True with backend {backend!r} and device {device!r}",
+            expected="a GPU",
+            fix="Leave cuda_graphs out, or use device='cuda'.",
+        )
+    onnxruntime = OnnxRuntimeBackend(
+        bundle, device=device, options=options, cuda_graphs=on_cuda and cuda_graphs is True
+    )
     if backend == "onnxruntime" or (backend == "auto" and kind == "cpu"):
         return onnxruntime
-    tensorrt = TensorRtBackend(bundle, device=device, engines=_folder(bundle, engines, must=backend == "tensorrt"))
+    folder = _folder(bundle, engines, must=backend == "tensorrt")
+    tensorrt = TensorRtBackend(bundle, device=device, engines=folder, cuda_graphs=cuda_graphs)
     if backend == "auto":
         return AutoBackend(tensorrt, onnxruntime)
     tensorrt.device()
@@ -91,18 +110,19 @@ def choose_backend(
 class OnnxRuntimeBackend:
     """A bundle's graphs on ONNX Runtime."""
 
-    def __init__(self, bundle: Bundle, *, device: str, options: OnnxRuntimeOptions) -> None:
-        self._bundle, self._device, self._options = bundle, device, options
+    def __init__(self, bundle: Bundle, *, device: str, options: OnnxRuntimeOptions, cuda_graphs: bool) -> None:
+        self._bundle, self._device, self._options, self._cuda_graphs = bundle, device, options, cuda_graphs
 
     def load(self, component: str, role: str) -> Session:
         self._bundle.require_weights(component)
         graph = self._bundle.graph(component, role)
-        return OnnxRuntimeSession.load(
+        return open_session(
             graph,
             self._bundle.path(graph.file),
             device=self._device,
             options=self._options,
             precision=self._bundle.component(component).precision,
+            cuda_graphs=self._cuda_graphs,
         )
 
     def limits(self, component: str, role: str) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from telecine.backends.cuda.device import Device
+from telecine.backends.cuda.graph import CudaGraphs
 from telecine.backends.tensorrt.engine import Engine
 from telecine.backends.tensorrt.opening import Plan, find_plan, plan_paths
 from telecine.backends.tensorrt.profiles import largest_sizes
@@ -17,8 +18,8 @@ from telecine.bundle import Bundle
 class TensorRtBackend:
     """The plans of one folder on one GPU, which is asked for when the first is."""
 
-    def __init__(self, bundle: Bundle, *, device: str, engines: Path) -> None:
-        self._bundle, self._name, self._engines = bundle, device, engines
+    def __init__(self, bundle: Bundle, *, device: str, engines: Path, cuda_graphs: CudaGraphs = "auto") -> None:
+        self._bundle, self._name, self._engines, self._cuda_graphs = bundle, device, engines, cuda_graphs
         self._device: Device | None = None
 
     def device(self) -> Device:
@@ -50,7 +51,7 @@ class TensorRtBackend:
         """
         graph = self._bundle.graph(plan.sidecar.component, plan.sidecar.role)
         engine = Engine(plan, self.device(), BundleWeights(self._bundle.path(graph.file)))
-        return TensorRtSession(graph, engine)
+        return TensorRtSession(graph, engine, cuda_graphs=self._cuda_graphs)
 
     def load(self, component: str, role: str) -> TensorRtSession:
         return self.open(self.find(component, role))

@@ -1,0 +1,41 @@
+"""Which kind of session a graph gets from ONNX Runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from telecine.backends.base import Session
+from telecine.backends.cuda.device import Device
+from telecine.backends.onnxruntime.cuda_network import CudaNetwork
+from telecine.backends.onnxruntime.cuda_session import OnnxRuntimeCudaSession
+from telecine.backends.onnxruntime.library import load_onnxruntime
+from telecine.backends.onnxruntime.options import OnnxRuntimeOptions
+from telecine.backends.onnxruntime.providers import ON_CUDA, check_precision, choose_providers
+from telecine.backends.onnxruntime.session import OnnxRuntimeSession
+from telecine.manifest import Graph
+
+
+def open_session(
+    graph: Graph,
+    path: Path,
+    *,
+    device: str,
+    options: OnnxRuntimeOptions,
+    precision: str = "fp32",
+    cuda_graphs: bool = False,
+) -> Session:
+    """A session on arrays of the GPU where the first provider is CUDA's or TensorRT's, else on the host's.
+
+    `path` and `precision` are those of the graph's file and of its component.
+
+    Raises:
+        BackendError: as `OnnxRuntimeSession.load`; there is no such GPU, or no cuda-bindings.
+    """
+    providers = choose_providers(load_onnxruntime(), device, options)
+    if providers[0] not in ON_CUDA:
+        return OnnxRuntimeSession.load(graph, path, device=device, options=options, precision=precision)
+    check_precision(path, precision, providers[0])
+    place = Device.open(device)
+    return OnnxRuntimeCudaSession(
+        graph, CudaNetwork(path, options, precision, providers, place, cuda_graphs=cuda_graphs)
+    )

@@ -1,0 +1,51 @@
+"""Whole videos on ONNX Runtime's CUDA provider, as far as a machine without a GPU can show it: through the doubles,
+which run the graphs on the CPU provider, every frame has the bits that it has there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from doubles.cuda_runtime import CudaDouble
+
+import telecine
+from telecine.pipeline import Pipeline
+
+pytest.importorskip("onnxruntime")
+
+SMALL: dict[str, Any] = {
+    "prompt": "a red ball", "height": 64, "width": 96, "num_frames": 9, "num_inference_steps": 3, "seed": 0,
+    "decode_timestep": 0.05, "decode_noise_scale": 0.025,
+}  # fmt: skip
+CHANGES: dict[str, dict[str, Any]] = {
+    "wide": {"height": 32, "width": 160, "num_frames": 17},
+    "batch-2": {"prompt": ["a red ball", "a blue cube"], "guidance_scale": 1.0},
+    "stg": {"stg_scale": 1.0, "stg_blocks": [1], "guidance_rescale": 0.7},
+}
+
+
+@pytest.mark.parametrize("cuda_graphs", ["auto", True])
+def test_frames_are_onnx_runtimes(
+    tiny_bundle: Path, plain_reference: Pipeline, onnxruntime_gpu: Callable[..., Any], cuda_graphs: Any
+) -> None:
+    """One size after another, and back again."""
+    onnxruntime_gpu()
+    with telecine.load(tiny_bundle, backend="onnxruntime", device="cuda", cuda_graphs=cuda_graphs) as pipe:
+        for name in (*CHANGES, "wide"):
+            got, expected = (each.generate(**SMALL | CHANGES[name]) for each in (pipe, plain_reference))
+            np.testing.assert_array_equal(got.frames, expected.frames, err_msg=name)
+
+
+def test_steps_allocate_nothing_and_wait_for_one_event(
+    tiny_bundle: Path, onnxruntime_gpu: Callable[..., Any], gpu: CudaDouble
+) -> None:
+    onnxruntime_gpu()
+    with telecine.load(tiny_bundle, backend="onnxruntime", device="cuda") as pipe:
+        pipe.generate(**SMALL)
+        gpu.calls.clear()
+        pipe.generate(**SMALL)
+        allocating = {"cudaMalloc", "cudaMallocHost", "cudaFree", "cudaFreeHost"}
+        assert not {*allocating, "cudaStreamSynchronize", "cudaDeviceSynchronize"} & set(gpu.calls)
