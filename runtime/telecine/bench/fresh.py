@@ -14,10 +14,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from telecine.bench.competitor import Competitor
+from telecine.bench.device import DevicePeak
 from telecine.bench.settings import Settings
 from telecine.errors import BackendError
 
@@ -27,7 +29,8 @@ STATUS = Path("/proc/self/status")
 
 def measure_fresh(module: str, path: str, settings: Settings) -> dict[str, float]:
     """Of `python -m MODULE PATH SETTINGS`: seconds from its start to the end of the first denoising step (`first_step`)
-    and of the video (`total`), those of its quickest later step (`step`), and its peak resident bytes (`peak_memory`).
+    and of the video (`total`), those of its quickest later step (`step`), and its peak resident bytes (`peak_memory`);
+    on a GPU also what the device gave out (`peak_device_memory`).
 
     Raises:
         BackendError: the process failed, or was killed.
@@ -48,7 +51,7 @@ def measure_fresh(module: str, path: str, settings: Settings) -> dict[str, float
         "first_step": marks[0] - start,
         "step": min(after - before for before, after in itertools.pairwise(marks)),
         "total": told["end"] - start,
-        "peak_memory": told["peak_memory"],
+        **{name: told[name] for name in ("peak_memory", "peak_device_memory") if name in told},
     }
 
 
@@ -56,8 +59,11 @@ def tell(make: Callable[[Settings], Competitor], arguments: list[str]) -> None:
     """What the fresh process does: one generation, told as JSON. Times are of the clock that all processes share."""
     settings = Settings.parse(json.loads(arguments[0]))
     marks: list[float] = []
-    make(settings).generate(settings, lambda: marks.append(time.monotonic()))
+    with DevicePeak(settings.device) if settings.on_gpu else nullcontext() as device:
+        make(settings).generate(settings, lambda: marks.append(time.monotonic()))
     told: dict[str, Any] = {"marks": marks, "end": time.monotonic(), "peak_memory": peak_memory()}
+    if device is not None:
+        told["peak_device_memory"] = device.peak
     print(json.dumps(told))
 
 
@@ -75,4 +81,7 @@ def peak_memory() -> int:
 if __name__ == "__main__":
     from telecine.bench.ours import Telecine
 
-    tell(lambda settings: Telecine(Path(sys.argv[1]), threads=settings.threads), sys.argv[2:])
+    def ours(settings: Settings) -> Competitor:
+        return Telecine(Path(sys.argv[1]), threads=settings.threads, device=settings.device)
+
+    tell(ours, sys.argv[2:])
