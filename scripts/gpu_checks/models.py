@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from demo_model.settings import CHECKPOINT, SETTINGS
 
-from gpu_checks.plan import size_of, workload
+from gpu_checks.plan import check_size, size_of
 from telecine.atomic import atomic_folder
 from telecine.bench.settings import PROMPT
 
@@ -48,7 +48,7 @@ def check_request(model: str) -> dict[str, Any]:
     if model == "demo":
         return {**SETTINGS, "prompt": PROMPT, "negative_prompt": "worst quality", "seed": SEED}
     return {
-        **size_of(workload(model, None)), "num_inference_steps": 2, "guidance_scale": 3.0, "decode_timestep": 0.05,
+        **size_of(check_size(model)), "num_inference_steps": 2, "guidance_scale": 3.0, "decode_timestep": 0.05,
         "decode_noise_scale": 0.025, "seed": SEED, **(prompts(model) or {}),
     }  # fmt: skip
 
@@ -82,8 +82,8 @@ def diffusers_pipeline(model: str, precision: str) -> Any:
     return LTXPipeline(scheduler=scheduler, vae=vae, text_encoder=None, tokenizer=None, transformer=transformer)
 
 
-def diffusers_prompts(model: str, precision: str) -> Mapping[str, Any] | None:
-    """`prompts` as tensors on the GPU."""
+def diffusers_prompts(model: str, precision: str, device: str) -> Mapping[str, Any] | None:
+    """`prompts` as tensors on a device."""
     given = prompts(model)
     if given is None:
         return None
@@ -91,4 +91,4 @@ def diffusers_prompts(model: str, precision: str) -> Mapping[str, Any] | None:
 
     from telecine_export.bench.competitor import DTYPES
 
-    return {name: torch.from_numpy(array).to("cuda", DTYPES[precision]) for name, array in given.items()}
+    return {name: torch.from_numpy(array).to(device, DTYPES[precision]) for name, array in given.items()}

@@ -134,7 +134,7 @@ def _exports(model: str, folder: Path) -> Iterator[Job]:
 
 def _builds(model: str, folder: Path, capability: int) -> Iterator[Job]:
     """Engines of every library and precision; the two networks of a real size take minutes each."""
-    sizes = [workload(model, size) for size in sizes_of(model)] + [workload(model, None)]
+    sizes = list(dict.fromkeys([*sizes_of(model), check_size(model)]))
     for library, kind in KINDS.items():
         for precision in PRECISIONS:
             yield Job(
@@ -177,13 +177,11 @@ def _speed(model: str, folder: Path, asked: Asked) -> Iterator[Job]:
 
 def sizes_of(model: str) -> tuple[str, ...]:
     """Of the speed table."""
-    return REAL_SIZES if model == "real-size" else (workload(model, None),)
+    return REAL_SIZES if model == "real-size" else (check_size(model),)
 
 
-def workload(model: str, size: str | None) -> str:
-    """A size as `telecine build` takes it; None is that of the check."""
-    if size is not None:
-        return size
+def check_size(model: str) -> str:
+    """Of the video that checks compare, as `telecine build` takes it."""
     return "128x96x17" if model == "real-size" else "{width}x{height}x{num_frames}".format(**SETTINGS)
 
 

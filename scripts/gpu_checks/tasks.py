@@ -146,7 +146,7 @@ def speed_of_diffusers(
             threads=asked.threads,
             device=asked.device,
             compiled=compiled,
-            prompts=diffusers_prompts(model, precision),
+            prompts=diffusers_prompts(model, precision, asked.device),
         )
         made.name = name
         return made

@@ -23,6 +23,7 @@ from gpu_checks.plan import GIB, MODELS, PRECISIONS, ROUTES, Asked, plan, select
 from gpu_checks.report import as_json, as_text, checked
 from gpu_checks.runner import run_job, run_jobs
 
+from telecine.bench.settings import Settings
 from telecine.bundle import Bundle
 
 ALL = dict.fromkeys((CUDA_BINDINGS, ONNXRUNTIME, ONNXRUNTIME_TENSORRT, RTX, TENSORRT, TORCH), "1.0")
@@ -283,6 +284,44 @@ class TestTasksOnDoubles:
         return str(folder / "engines")
 
 
+@pytest.mark.slow
+def test_random_weights_are_the_same_on_both_sides(
+    tiny_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real-size path, on small networks: bundle, embeddings in place of texts, reference, diffusers beside it."""
+    import build_real_size
+    import real_sizes
+    from gpu_checks import models
+
+    from telecine_export.bench.competitor import Diffusers
+
+    names = {"transformer": "transformer 2B", "vae_decoder": "vae_decoder 0.9.5"}
+    for component, folder in (("transformer", "transformer"), ("vae_decoder", "vae")):
+        settings = json.loads((tiny_source / folder / "config.json").read_text())
+        small = dataclasses.replace(real_sizes.NETWORKS[names[component]], settings=settings)
+        monkeypatch.setitem(build_real_size.CHOICES, component, small)  # type: ignore[arg-type]
+        monkeypatch.setitem(real_sizes.NETWORKS, names[component], small)  # type: ignore[arg-type]
+        if component == "transformer":
+            monkeypatch.setattr(models, "TEXT", (1, 128, settings["caption_channels"]))
+    bundle = models.export_real_size(str(tmp_path), "fp32")
+    tasks.reference("real-size", bundle, str(tmp_path / "reference.npz"))
+    with np.load(tmp_path / "reference.npz") as kept:
+        ours = kept["frames"]
+
+    pipe = models.diffusers_pipeline("real-size", "fp32")
+    frames: list[np.ndarray] = []
+    call = type(pipe).__call__
+    monkeypatch.setattr(type(pipe), "__call__", lambda *a, **k: frames.append(call(*a, **k).frames))
+    request = models.check_request("real-size")
+    names_of_settings = ("height", "width", "num_frames", "num_inference_steps", "guidance_scale")
+    asked = Settings(**{name: request[name] for name in names_of_settings}, threads=1)
+    diffusers = Diffusers(pipe, threads=1, prompts=models.diffusers_prompts("real-size", "fp32", "cpu"))
+    stages = diffusers.generate(asked, lambda: None)
+    assert set(stages) == {"text", "denoise", "network", "decode"}
+    np.testing.assert_allclose(ours, frames[0], rtol=0, atol=1e-4)
+    assert frames[0].std() > 1e-3
+
+
 @pytest.mark.parametrize(
     ("precision", "trained", "error", "status"),
     [
@@ -350,7 +389,9 @@ def test_without_a_gpu_it_says_so_and_leaves_a_whole_file(
 ) -> None:
     monkeypatch.setattr(gpu_check, "look", lambda: NONE)
     monkeypatch.setattr(
-        sys, "argv", ["gpu_check.py", "--out", str(tmp_path / "told.json"), "--work", str(tmp_path / "work")]
+        sys,
+        "argv",
+        ["gpu_check.py", "--model", "demo", "--out", str(tmp_path / "told.json"), "--work", str(tmp_path / "work")],
     )
     with pytest.raises(SystemExit) as ended:
         gpu_check.main()
