@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from telecine.backends.base import out_of_memory
 from telecine.backends.choice import choose_backend
-from telecine.backends.cuda.graph import CudaGraphs
+from telecine.backends.cuda.options import CudaGraphs
 from telecine.backends.onnxruntime import OnnxRuntimeOptions
 from telecine.bundle import Bundle
 from telecine.condition import Condition, ImageInput

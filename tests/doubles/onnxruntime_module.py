@@ -36,10 +36,11 @@ TYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(int32)"
 
 
 class InferenceSession:
-    """`cuda`, `inputs_on_host` and `refuses_graphs` are set for each module that is made."""
+    """`cuda`, `inputs_on_host`, `operators_on_host` and `refuses_graphs` are set for each module that is made."""
 
     cuda: CudaDouble
     inputs_on_host: set[str]
+    operators_on_host: Sequence[str]
     refuses_graphs: bool
 
     def __init__(
@@ -86,6 +87,15 @@ class InferenceSession:
         return [
             SimpleNamespace(name="Cpu" if node.name in self.inputs_on_host else "Cuda") for node in self.get_inputs()
         ]
+
+    def get_provider_graph_assignment_info(self) -> Sequence[Any]:
+        """Empty, as the real one's, unless the session's settings ask for it."""
+        try:
+            self.get_session_options().get_session_config_entry("session.record_ep_graph_assignment_info")
+        except RuntimeError:
+            return []
+        nodes = [SimpleNamespace(op_type=operator) for operator in self.operators_on_host]
+        return [SimpleNamespace(ep_name=CPU, get_nodes=lambda: nodes)]
 
     def io_binding(self) -> IOBinding:
         return IOBinding(self)
@@ -216,8 +226,9 @@ def _free(cuda: CudaDouble, arena: int, stream: int, graphs: dict[tuple[int, int
 
 
 def make_onnxruntime(
-    cuda: CudaDouble, *, inputs_on_host: Sequence[str] = (), refuses_graphs: bool = False
-) -> ModuleType:
+    cuda: CudaDouble, *, inputs_on_host: Sequence[str] = (), operators_on_host: Sequence[str] = (),
+    refuses_graphs: bool = False,
+) -> ModuleType:  # fmt: skip
     """A module that stands in for onnxruntime-gpu, on a CUDA double. `made` has the sessions that live."""
     module = ModuleType("onnxruntime")
     made: weakref.WeakSet[InferenceSession] = weakref.WeakSet()
@@ -231,6 +242,7 @@ def make_onnxruntime(
         return session
 
     members = {"cuda": cuda, "inputs_on_host": set(inputs_on_host), "refuses_graphs": refuses_graphs}
+    members["operators_on_host"] = operators_on_host
     kind = type("InferenceSession", (InferenceSession,), members)
     for name in ("SessionOptions", "RunOptions", "OrtValue", "capi", "__version__"):
         setattr(module, name, getattr(real, name))

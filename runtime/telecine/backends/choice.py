@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from telecine.backends.base import Session
-from telecine.backends.cuda.graph import CudaGraphs, check_cuda_graphs
+from telecine.backends.cuda.options import CudaGraphs, check_cuda_graphs
 from telecine.backends.onnxruntime import OnnxRuntimeOptions
 from telecine.backends.onnxruntime.opening import open_session
 from telecine.backends.onnxruntime.providers import ON_CUDA

@@ -14,14 +14,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from telecine.bench.competitor import Competitor
-from telecine.bench.device import DevicePeak
 from telecine.bench.settings import Settings
 from telecine.errors import BackendError
+
+if TYPE_CHECKING:
+    from telecine.bench.device import DevicePeak
 
 OURS = "telecine.bench.fresh"
 STATUS = Path("/proc/self/status")
@@ -59,12 +61,20 @@ def tell(make: Callable[[Settings], Competitor], arguments: list[str]) -> None:
     """What the fresh process does: one generation, told as JSON. Times are of the clock that all processes share."""
     settings = Settings.parse(json.loads(arguments[0]))
     marks: list[float] = []
-    with DevicePeak(settings.device) if settings.on_gpu else nullcontext() as device:
+    with _watched(settings) as device:
         make(settings).generate(settings, lambda: marks.append(time.monotonic()))
     told: dict[str, Any] = {"marks": marks, "end": time.monotonic(), "peak_memory": peak_memory()}
     if device is not None:
         told["peak_device_memory"] = device.peak
     print(json.dumps(told))
+
+
+def _watched(settings: Settings) -> AbstractContextManager[DevicePeak | None]:
+    if not settings.on_gpu:
+        return nullcontext()
+    from telecine.bench.device import DevicePeak  # here: its import would count as start-up on a CPU
+
+    return DevicePeak(settings.device)
 
 
 def peak_memory() -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 import telecine
 from telecine.backends.base import Session
-from telecine.backends.cuda.graph import CudaGraphs
+from telecine.backends.cuda.options import CudaGraphs
 from telecine.bench.settings import Settings
 
 PACKAGES = (

@@ -383,7 +383,7 @@ class FakeOnnxRuntime(SimpleNamespace):
             run_with_iobinding=lambda _: self.ran_on.append(dict(self.bound)),
         )
         super().__init__(
-            SessionOptions=SimpleNamespace,
+            SessionOptions=lambda: SimpleNamespace(add_session_config_entry=lambda *_: None),
             InferenceSession=lambda path, settings, providers, **options: made,
             get_available_providers=lambda: [OTHER, CPU],
         )

@@ -127,6 +127,18 @@ class TestWhatItIsTold:
             assert isinstance(session, OnnxRuntimeCudaSession)
             assert session.network._path.name == "main.onnx"
 
+    @pytest.mark.parametrize(
+        ("operators", "told"),
+        [(["Shape", "Gather", "Concat"], []), (["Attention", "Shape", "Attention", "Conv"], ["2 Attention, 1 Conv"])],
+    )
+    def test_heavy_work_on_the_host_is_told(
+        self, open_cuda: Open, operators: list[str], told: list[str], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with caplog.at_level(logging.WARNING):
+            open_cuda(double={"operators_on_host": operators}).close()
+        assert len(caplog.records) == len(told)
+        assert all(words in record.getMessage() for words, record in zip(told, caplog.records, strict=True))
+
 
 class TestHostArrays:
     def test_sizes_one_after_another(self, open_cuda: Open, expected: Any) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Hashable
-from typing import Any, Literal
+from typing import Any
 
 from telecine.backends.cuda.device import Device
+from telecine.backends.cuda.options import CudaGraphs
 from telecine.backends.cuda.stream import Timer
 from telecine.errors import BackendError
 
-CudaGraphs = Literal["auto"] | bool
 Launch = Callable[[], bool]
 
 KEPT = 8  # sets of addresses that are remembered: a loop alternates between a few
@@ -133,12 +133,3 @@ class _Seen:
         if self.timer is not None:
             self.timer.close()
             self.timer = None
-
-
-def check_cuda_graphs(graphs: object) -> None:
-    """
-    Raises:
-        BackendError: none of "auto", True and False.
-    """
-    if not (isinstance(graphs, bool) or graphs == "auto"):
-        raise BackendError(f"cuda_graphs is {graphs!r}", expected="'auto', True or False", fix="Leave it out.")

@@ -6,6 +6,7 @@ import io
 import itertools
 import logging
 import threading
+from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from contextlib import redirect_stdout
 from functools import cache, partial
@@ -18,10 +19,12 @@ from telecine.backends.cuda.stream import Stream
 from telecine.backends.onnxruntime.library import load_onnxruntime
 from telecine.backends.onnxruntime.network import Loaded, Network
 from telecine.backends.onnxruntime.options import OnnxRuntimeOptions
-from telecine.backends.onnxruntime.providers import CUDA, cuda_options, with_options
+from telecine.backends.onnxruntime.providers import CPU, CUDA, cuda_options, with_options
 from telecine.errors import BackendError
 
 GRAPHS_KEPT = 8  # of a network: each keeps what it needs on the device for as long as the session of ONNX Runtime lives
+# Operators that compute with whole tensors; others on the CPU work out shapes, which ONNX Runtime wants there.
+HEAVY = ("Attention", "MultiHeadAttention", "MatMul", "Gemm", "Conv", "ConvTranspose", "RMSNormalization")
 SKIPPED = -1  # of gpu_graph_id: this run is not captured
 LOG = logging.getLogger(__name__)
 
@@ -61,6 +64,7 @@ class CudaNetwork(Network):
                 LOG.warning("no CUDA graphs of %s: %s", path.parent.name, error.got)
                 load(cuda_graphs=False)
             self.inputs_on_host = _inputs_on_host(self.loaded)
+            _warn_of_work_on_host(path.parent.name, self.loaded)
         except BackendError:
             self._stream.close()
             raise
@@ -123,6 +127,28 @@ def _inputs_on_host(loaded: Loaded) -> frozenset[str]:
     return frozenset(
         name for name, place in zip(names, session.get_input_memory_infos(), strict=True) if _on_host(place)
     )
+
+
+def _warn_of_work_on_host(name: str, loaded: Loaded) -> None:
+    """ONNX Runtime gives the CPU what it has no CUDA kernels for, and says nothing: each such node copies and waits.
+
+    So 1.24 does with `Attention` of opset 23 (microsoft/onnxruntime, issue 28025; pull request 27542 brings kernels).
+    """
+    nodes = [node for part in _parts(loaded.session) if part.ep_name == CPU for node in part.get_nodes()]
+    found = Counter(node.op_type for node in nodes if node.op_type in HEAVY)
+    if found:
+        LOG.warning(
+            "ONNX Runtime runs parts of %s on the host, for want of CUDA kernels, and slowly: %s. Upgrade "
+            "onnxruntime-gpu, or export with --opset 20.",
+            name,
+            ", ".join(f"{count} {operator}" for operator, count in sorted(found.items())),
+        )
+
+
+def _parts(session: Any) -> Sequence[Any]:
+    """Which provider runs which nodes; nothing where this version does not tell."""
+    tell = getattr(session, "get_provider_graph_assignment_info", None)
+    return tell() if tell else ()
 
 
 def _on_host(place: Any) -> bool:

@@ -51,6 +51,8 @@ class Network:
     def _load(self, weights: Mapping[str, Buffer]) -> Loaded:
         ort = load_onnxruntime()
         settings = _settings(ort, self._options, self._precision)
+        if not self.on_cpu:
+            settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         with translated(f"loading {self._path}"):
             if weights:
                 # Not add_initializer: what ONNX Runtime folds at load it would fold from the file's values.

@@ -5,9 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from telecine.backends.base import Session
-from telecine.backends.cuda.device import Device
-from telecine.backends.onnxruntime.cuda_network import CudaNetwork
-from telecine.backends.onnxruntime.cuda_session import OnnxRuntimeCudaSession
 from telecine.backends.onnxruntime.library import load_onnxruntime
 from telecine.backends.onnxruntime.options import OnnxRuntimeOptions
 from telecine.backends.onnxruntime.providers import ON_CUDA, check_precision, choose_providers
@@ -34,6 +31,11 @@ def open_session(
     providers = choose_providers(load_onnxruntime(), device, options)
     if providers[0] not in ON_CUDA:
         return OnnxRuntimeSession.load(graph, path, device=device, options=options, precision=precision)
+    # Here: a run on the CPU, which is to start quickly, needs nothing of CUDA.
+    from telecine.backends.cuda.device import Device
+    from telecine.backends.onnxruntime.cuda_network import CudaNetwork
+    from telecine.backends.onnxruntime.cuda_session import OnnxRuntimeCudaSession
+
     check_precision(path, precision, providers[0])
     place = Device.open(device)
     return OnnxRuntimeCudaSession(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from telecine.backends.cuda.device import Device
-from telecine.backends.cuda.graph import CudaGraphs
+from telecine.backends.cuda.options import CudaGraphs
 from telecine.backends.tensorrt.engine import Engine
 from telecine.backends.tensorrt.opening import Plan, find_plan, plan_paths
 from telecine.backends.tensorrt.profiles import largest_sizes

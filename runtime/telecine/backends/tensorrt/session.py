@@ -10,8 +10,9 @@ import numpy as np
 
 from telecine.axes import Shape
 from telecine.backends.base import Buffer
-from telecine.backends.cuda.graph import CudaGraphs, Launches
+from telecine.backends.cuda.graph import Launches
 from telecine.backends.cuda.memory import DeviceMemory
+from telecine.backends.cuda.options import CudaGraphs
 from telecine.backends.cuda.session import DeviceSession
 from telecine.backends.cuda.stream import Stream
 from telecine.backends.tensorrt.engine import Engine

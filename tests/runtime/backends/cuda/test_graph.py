@@ -10,7 +10,8 @@ from doubles.cuda_runtime import CudaDouble, cudaError_t
 
 from telecine.backends.cuda import graph as module
 from telecine.backends.cuda.device import Device
-from telecine.backends.cuda.graph import KEPT, CudaGraphs, Launches, check_cuda_graphs
+from telecine.backends.cuda.graph import KEPT, Launches
+from telecine.backends.cuda.options import CudaGraphs, check_cuda_graphs
 from telecine.backends.cuda.stream import Stream
 from telecine.errors import BackendError
 
