@@ -7,8 +7,11 @@ bf16 and fp8; engines of TensorRT and TensorRT for RTX; frames of each path next
 fp32; and a table of a denoising step, of the loop next to its network's calls back to back, of decoding, start-up and
 memory, beside diffusers in eager mode and through torch.compile. It runs with what the machine has and says what it
 skipped. Every job has a process and a time limit of its own. FILE, JSON, is written after each; exit code 1 where
-something failed, or no GPU path was checked. Needs telecine[export] and a GPU; a run over everything takes hours and
-120 GB of disk, `--model demo` some minutes. What is exported and built stays in DIR for the next run.
+something failed, or no GPU path was checked. A run over everything takes hours and 120 GB of disk, `--model demo` some
+minutes; what is exported and built stays in DIR for the next run. It needs a GPU and what shall be checked on it:
+
+    pip install -e ".[export,video,tensorrt]" tensorrt-rtx      # torch with CUDA; leave out what there is no use for
+    pip uninstall -y onnxruntime; pip install "onnxruntime-gpu[cuda,cudnn]" cuda-bindings
 """
 
 from __future__ import annotations

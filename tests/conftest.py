@@ -83,6 +83,23 @@ def tiny_bundle(shared: Callable[..., Path], tiny_source: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_bundle_on_main_graphs(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tiny_bundle` without the graphs that are for ONNX Runtime's CPU provider alone: what engines are made of."""
+    bundle = tmp_path_factory.mktemp("main-graphs") / "bundle"
+    shutil.copytree(tiny_bundle, bundle)
+    manifest = Bundle.open(bundle).manifest
+    components = {
+        name: dataclasses.replace(
+            part,
+            graphs={role: dataclasses.replace(graph, onnxruntime_cpu=None) for role, graph in part.graphs.items()},
+        )
+        for name, part in manifest.components.items()
+    }
+    (bundle / FILE_NAME).write_text(dataclasses.replace(manifest, components=components).dump())
+    return bundle
+
+
+@pytest.fixture(scope="session")
 def plain_source(shared: Callable[..., Path]) -> Path:
     """A tiny checkpoint whose decoder takes no timestep (LTX-Video 0.9.0), with another seed."""
     make = load_script("make_tiny_checkpoint").make_tiny_checkpoint

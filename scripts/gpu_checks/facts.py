@@ -66,11 +66,7 @@ def _libraries() -> dict[str, tuple[str, str | None]]:
     """Version, and why it does not work, of each."""
     torch = run_probe("imports", "torch", "diffusers", timeout_s=IMPORTS_TIMEOUT_S)
     built = torch.answer.get("cuda")
-    ort, on_cuda = run_probe("onnxruntime"), run_probe("onnxruntime_cuda")
-    version = str(ort.answer.get("version", ""))
-    loads = "CUDAExecutionProvider" in on_cuda.answer.get("providers", [])
-    cuda = None if loads else on_cuda.problem or "its CUDA provider does not load: install CUDA and cuDNN for it"
-    listed = "TensorrtExecutionProvider" in ort.answer.get("providers", [])
+    version = str(run_probe("onnxruntime").answer.get("version", ""))
     tensorrt, rtx, bindings = (
         run_probe("tensorrt", "tensorrt"),
         run_probe("tensorrt", "tensorrt_rtx"),
@@ -81,12 +77,20 @@ def _libraries() -> dict[str, tuple[str, str | None]]:
             str(torch.answer.get("loaded", {}).get("torch")),
             torch.problem or (None if built else "built for CPUs"),
         ),
-        ONNXRUNTIME: (version, cuda),
-        ONNXRUNTIME_TENSORRT: (version, cuda or (None if listed else "not built in") or tensorrt.problem),
+        ONNXRUNTIME: (version, _provider("CUDAExecutionProvider")),
+        ONNXRUNTIME_TENSORRT: (version, _provider("TensorrtExecutionProvider")),
         TENSORRT: _told(tensorrt),
         RTX: _told(rtx),
         CUDA_BINDINGS: ("", bindings.problem or bindings.answer.get("refused")),
     }
+
+
+def _provider(name: str) -> str | None:
+    """Why ONNX Runtime does not run on a provider."""
+    probe = run_probe("onnxruntime_cuda", name)
+    if probe.problem is not None or name in probe.answer.get("providers", []):
+        return probe.problem
+    return f"{name} does not load: install onnxruntime-gpu, and the libraries that it is built for"
 
 
 def _told(probe: Probe) -> tuple[str, str | None]:

@@ -12,7 +12,6 @@ import pytest
 from doubles.cuda_runtime import CudaDouble
 
 import telecine
-from telecine.pipeline import Pipeline
 
 pytest.importorskip("onnxruntime")
 
@@ -29,13 +28,16 @@ CHANGES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("cuda_graphs", ["auto", True])
 def test_frames_are_onnx_runtimes(
-    tiny_bundle: Path, plain_reference: Pipeline, onnxruntime_gpu: Callable[..., Any], cuda_graphs: Any
+    tiny_bundle: Path, tiny_bundle_on_main_graphs: Path, onnxruntime_gpu: Callable[..., Any], cuda_graphs: Any
 ) -> None:
     """One size after another, and back again."""
     onnxruntime_gpu()
-    with telecine.load(tiny_bundle, backend="onnxruntime", device="cuda", cuda_graphs=cuda_graphs) as pipe:
+    with (
+        telecine.load(tiny_bundle, backend="onnxruntime", device="cuda", cuda_graphs=cuda_graphs) as pipe,
+        telecine.load(tiny_bundle_on_main_graphs, backend="onnxruntime", device="cpu") as reference,
+    ):
         for name in (*CHANGES, "wide"):
-            got, expected = (each.generate(**SMALL | CHANGES[name]) for each in (pipe, plain_reference))
+            got, expected = (each.generate(**SMALL | CHANGES[name]) for each in (pipe, reference))
             np.testing.assert_array_equal(got.frames, expected.frames, err_msg=name)
 
 

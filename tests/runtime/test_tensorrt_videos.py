@@ -3,8 +3,10 @@ ONNX Runtime, every frame has the bits that it has there. What moves data, or fo
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from doubles.plans import write_plan
 
 import telecine
 from telecine.bundle import Bundle
+from telecine.manifest import FILE_NAME
 from telecine.pipeline import Pipeline
 
 pytest.importorskip("onnxruntime")
@@ -26,6 +29,24 @@ SMALL: dict[str, Any] = {
 PLAIN = {"": (1, 4, 4096)}
 # Two profiles for the transformer: a small one and a large one, so that a run may change between them.
 TWO = ({"tokens": (1, 12, 16)}, {"tokens": (8, 64, 4096)})
+
+
+@pytest.fixture(scope="module")
+def reference(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
+    """On the graphs that the doubles run, and not on those that ONNX Runtime's CPU provider has beside them."""
+    bundle = tmp_path_factory.mktemp("reference") / "bundle"
+    shutil.copytree(tiny_bundle, bundle)
+    manifest = Bundle.open(bundle).manifest
+    components = {
+        name: dataclasses.replace(
+            part,
+            graphs={role: dataclasses.replace(graph, onnxruntime_cpu=None) for role, graph in part.graphs.items()},
+        )
+        for name, part in manifest.components.items()
+    }
+    (bundle / FILE_NAME).write_text(dataclasses.replace(manifest, components=components).dump())
+    with telecine.load(bundle, backend="onnxruntime") as pipe:
+        yield pipe
 
 
 def build(bundle: Path, engines: Path, **options: Any) -> Path:
@@ -45,7 +66,7 @@ def test_every_librarys_frames_are_onnx_runtimes(
     tiny_bundle: Path,
     tmp_path: Path,
     tensorrt: Callable[..., Any],
-    plain_reference: Pipeline,
+    reference: Pipeline,
     library: str,
     version: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -54,16 +75,16 @@ def test_every_librarys_frames_are_onnx_runtimes(
     tensorrt(library, version)
     build(tiny_bundle, tmp_path / "engines", library=library, version=version)
     with telecine.load(tiny_bundle, backend="tensorrt", engines=tmp_path / "engines") as pipe:
-        np.testing.assert_array_equal(pipe.generate(**SMALL).frames, plain_reference.generate(**SMALL).frames)
+        np.testing.assert_array_equal(pipe.generate(**SMALL).frames, reference.generate(**SMALL).frames)
 
 
 def test_the_lean_runtime_opens_version_compatible_plans(
-    tiny_bundle: Path, tmp_path: Path, tensorrt: Callable[..., Any], plain_reference: Pipeline
+    tiny_bundle: Path, tmp_path: Path, tensorrt: Callable[..., Any], reference: Pipeline
 ) -> None:
     tensorrt("tensorrt_lean")
     build(tiny_bundle, tmp_path, version="11.2.0.1", version_compatible=True)
     with telecine.load(tiny_bundle, backend="tensorrt", engines=tmp_path) as pipe:
-        np.testing.assert_array_equal(pipe.generate(**SMALL).frames, plain_reference.generate(**SMALL).frames)
+        np.testing.assert_array_equal(pipe.generate(**SMALL).frames, reference.generate(**SMALL).frames)
 
 
 CHANGES: dict[str, dict[str, Any]] = {
@@ -78,38 +99,38 @@ CHANGES: dict[str, dict[str, Any]] = {
 
 
 def test_one_pipeline_makes_every_request(
-    tiny_bundle: Path, tmp_path: Path, tensorrt: Callable[..., Any], plain_reference: Pipeline
+    tiny_bundle: Path, tmp_path: Path, tensorrt: Callable[..., Any], reference: Pipeline
 ) -> None:
     """One after the other, and back again: buffers grow, profiles change, nothing of a run is left in the next."""
     tensorrt()
     build(tiny_bundle, tmp_path)
     with telecine.load(tiny_bundle, backend="tensorrt", engines=tmp_path) as pipe:
         for name in (*CHANGES, "one-latent", "batch-2"):
-            got, expected = (each.generate(**SMALL | CHANGES[name]) for each in (pipe, plain_reference))
+            got, expected = (each.generate(**SMALL | CHANGES[name]) for each in (pipe, reference))
             for kind in ("frames", "latents"):
                 np.testing.assert_array_equal(getattr(got, kind), getattr(expected, kind), err_msg=name)
 
 
 def test_image_to_video_uses_the_encoder_too(
-    tiny_bundle: Path, tmp_path: Path, tensorrt: Callable[..., Any], plain_reference: Pipeline
+    tiny_bundle: Path, tmp_path: Path, tensorrt: Callable[..., Any], reference: Pipeline
 ) -> None:
     tensorrt()
     build(tiny_bundle, tmp_path)
     image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
     with telecine.load(tiny_bundle, backend="tensorrt", engines=tmp_path) as pipe:
-        got, expected = (each.generate(**SMALL, image=image).frames for each in (pipe, plain_reference))
+        got, expected = (each.generate(**SMALL, image=image).frames for each in (pipe, reference))
     np.testing.assert_array_equal(got, expected)
 
 
 def test_clones_share_an_engine_and_run_in_threads(
-    tiny_bundle: Path, tmp_path: Path, tensorrt: Callable[..., Any], gpu: CudaDouble, plain_reference: Pipeline
+    tiny_bundle: Path, tmp_path: Path, tensorrt: Callable[..., Any], gpu: CudaDouble, reference: Pipeline
 ) -> None:
     module = tensorrt()
     build(tiny_bundle, tmp_path)
     opened: list[object] = []
     real = module.Runtime.deserialize_cuda_engine
     module.Runtime.deserialize_cuda_engine = lambda self, plan: opened.append(0) or real(self, plan)
-    expected = [plain_reference.generate(**SMALL | {"seed": seed}).frames for seed in range(2)]
+    expected = [reference.generate(**SMALL | {"seed": seed}).frames for seed in range(2)]
     got: dict[int, Any] = {}
     with telecine.load(tiny_bundle, backend="tensorrt", engines=tmp_path) as pipe:
         pipes = [pipe, pipe.clone()]

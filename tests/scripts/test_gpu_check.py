@@ -421,11 +421,13 @@ def test_facts_of_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
     from telecine.doctor.probes import Probe
 
+    cuda, with_tensorrt = "CUDAExecutionProvider", "TensorrtExecutionProvider"
     answers = {
         ("gpu",): Probe({"gpus": [{"name": "RTX 4090", "sm": "89", "memory": 24 * GIB}], "driver": "13.0"}),
         ("imports", "torch", "diffusers"): Probe({"loaded": {"torch": "2.13"}, "cuda": None}),
-        ("onnxruntime",): Probe({"version": "1.31", "providers": ["CUDAExecutionProvider"]}),
-        ("onnxruntime_cuda",): Probe({"providers": ["CUDAExecutionProvider", "CPUExecutionProvider"]}),
+        ("onnxruntime",): Probe({"version": "1.31"}),
+        ("onnxruntime_cuda", cuda): Probe({"providers": [cuda, "CPUExecutionProvider"]}),
+        ("onnxruntime_cuda", with_tensorrt): Probe({"providers": ["CPUExecutionProvider"]}),
         ("tensorrt", "tensorrt"): Probe({}, "killed by SIGSEGV"),
         ("tensorrt", "tensorrt_rtx"): Probe({"version": "1.7"}),
         ("cuda",): Probe({"refused": None, "compute_capability": "8.9"}),
@@ -434,11 +436,8 @@ def test_facts_of_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     facts = module.look()
     assert (facts.gpu, facts.capability, facts.gpu_memory) == ("RTX 4090", 89, 24 * GIB)
     assert facts.works == {ONNXRUNTIME: "1.31", RTX: "1.7", CUDA_BINDINGS: ""}
-    assert facts.broken == {
-        TORCH: "built for CPUs",
-        ONNXRUNTIME_TENSORRT: "not built in",
-        TENSORRT: "killed by SIGSEGV",
-    }
+    missing = f"{with_tensorrt} does not load: install onnxruntime-gpu, and the libraries that it is built for"
+    assert facts.broken == {TORCH: "built for CPUs", ONNXRUNTIME_TENSORRT: missing, TENSORRT: "killed by SIGSEGV"}
     answers[("gpu",)] = Probe({"gpus": []})
     none = module.look()
     assert none.gpu is None

@@ -21,6 +21,7 @@ from telecine.backends.cuda.stream import Stream
 from telecine.backends.onnxruntime import OnnxRuntimeOptions
 from telecine.backends.onnxruntime.opening import open_session as open_onnxruntime
 from telecine.backends.tensorrt.backend import TensorRtBackend
+from telecine.backends.tensorrt.session import TensorRtSession
 from telecine.bundle import Bundle
 from telecine.errors import BackendError
 
@@ -46,15 +47,20 @@ def open_session(
     backend, graphs = request.param
     bundle = Bundle.open(tiny_bundle)
 
-    def open_(device: str = "cuda") -> Any:
+    def open_(device: str = "cuda", stream: int | None = None) -> Any:
         if backend == "tensorrt":
             tensorrt()
             write_plan(bundle, "text_encoder", engines=tmp_path)
             engines = TensorRtBackend(bundle, device=device, engines=tmp_path, cuda_graphs=graphs)
-            return engines.load("text_encoder", "main")
+            session = engines.load("text_encoder", "main")
+            if stream is None:
+                return session
+            with session:
+                return TensorRtSession(session._graph, session._engine, stream=stream, cuda_graphs=graphs)
         onnxruntime_gpu()
         graph, options = bundle.graph("text_encoder"), OnnxRuntimeOptions()
-        return open_onnxruntime(graph, bundle.path(graph.file), device=device, options=options, cuda_graphs=graphs)
+        path = bundle.path(graph.file)
+        return open_onnxruntime(graph, path, device=device, options=options, stream=stream, cuda_graphs=graphs)
 
     return open_
 
@@ -164,6 +170,17 @@ def test_work_comes_in_its_place_on_the_callers_stream(open_session: Open, devic
                 np.testing.assert_array_equal(out.download(), expected(ids(seed=seed)))
             session.unbind()
         mine.close()
+
+
+def test_a_session_on_the_callers_stream_leaves_it(open_session: Open, device: Device, expected: Any) -> None:
+    """Made with it, and a clone too: all work is there, with nothing to order."""
+    mine = Stream(device)
+    with open_session(stream=mine.handle) as session, session.clone() as clone:
+        for each in (session, clone):
+            assert each.stream == mine.handle
+            np.testing.assert_array_equal(each.run({"input_ids": ids()})["prompt_embeds"], expected(ids()))
+    mine.synchronize()
+    mine.close()
 
 
 def test_steps_hand_over_without_the_host(open_session: Open, device: Device, gpu: CudaDouble, expected: Any) -> None:

@@ -47,7 +47,7 @@ class DeviceSession(Session):
     @property
     @abstractmethod
     def stream(self) -> int:
-        """The handle of its own stream."""
+        """The handle of the stream that it runs on where `enqueue` is told none."""
 
     @abstractmethod
     def _prepare(self, handle: int) -> None:

@@ -42,8 +42,9 @@ class CudaNetwork(Network):
 
     def __init__(
         self, path: Path, options: OnnxRuntimeOptions, precision: str, names: Sequence[str], device: Device, *,
-        cuda_graphs: bool,
+        stream: int | None = None, cuda_graphs: bool = False,
     ) -> None:  # fmt: skip
+        """`stream` is the handle of the caller's; None makes one of its own."""
         self.device, self.lock = device, threading.Lock()
         self._holders = 0
         self._ids = itertools.count(1)
@@ -53,7 +54,8 @@ class CudaNetwork(Network):
                 f"cuda_graphs=True on {names[0]}", expected=f"{CUDA} first", fix="Leave cuda_graphs or providers out."
             )
         _preload()
-        self._stream = Stream(device)
+        self._own = Stream(device) if stream is None else None
+        self.stream = self._own.handle if self._own is not None else int(stream or 0)
         load = partial(self._load_on, path, options, precision, names)
         try:
             try:
@@ -66,7 +68,7 @@ class CudaNetwork(Network):
             self.inputs_on_host = _inputs_on_host(self.loaded)
             _warn_of_work_on_host(path.parent.name, self.loaded)
         except BackendError:
-            self._stream.close()
+            self._close_stream()
             raise
 
     def _load_on(
@@ -77,16 +79,11 @@ class CudaNetwork(Network):
             cuda_options,
             options=options,
             device=self.device.index,
-            stream=self._stream.handle,
+            stream=self.stream,
             cuda_graphs=cuda_graphs,
             precision=precision,
         )
         super().__init__(path, options, precision, [with_options(name, options, told(name)) for name in names])
-
-    @property
-    def stream(self) -> int:
-        """The handle of the stream that all of its work runs on."""
-        return self._stream.handle
 
     def graph_id(self, key: Hashable) -> int | None:
         """ONNX Runtime's `gpu_graph_id` for shapes and addresses; None where it captures nothing.
@@ -116,7 +113,11 @@ class CudaNetwork(Network):
                 return
         self.device.use()
         del self.loaded  # before its stream
-        self._stream.close()
+        self._close_stream()
+
+    def _close_stream(self) -> None:
+        if self._own is not None:
+            self._own.close()
 
 
 def _inputs_on_host(loaded: Loaded) -> frozenset[str]:

@@ -19,11 +19,13 @@ def open_session(
     device: str,
     options: OnnxRuntimeOptions,
     precision: str = "fp32",
+    stream: int | None = None,
     cuda_graphs: bool = False,
 ) -> Session:
     """A session on arrays of the GPU where the first provider is CUDA's or TensorRT's, else on the host's.
 
-    `path` and `precision` are those of the graph's file and of its component.
+    `path` and `precision` are those of the graph's file and of its component. `stream` is a CUDA stream's handle, for
+    all work of a session on a GPU; None makes one.
 
     Raises:
         BackendError: as `OnnxRuntimeSession.load`; there is no such GPU, or no cuda-bindings.
@@ -39,5 +41,5 @@ def open_session(
     check_precision(path, precision, providers[0])
     place = Device.open(device)
     return OnnxRuntimeCudaSession(
-        graph, CudaNetwork(path, options, precision, providers, place, cuda_graphs=cuda_graphs)
+        graph, CudaNetwork(path, options, precision, providers, place, stream=stream, cuda_graphs=cuda_graphs)
     )

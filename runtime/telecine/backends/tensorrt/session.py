@@ -32,7 +32,10 @@ class TensorRtSession(DeviceSession):
     while it runs, so nothing is timed there.
     """
 
-    def __init__(self, graph: Graph, engine: Engine, *, cuda_graphs: CudaGraphs = False) -> None:
+    def __init__(
+        self, graph: Graph, engine: Engine, *, stream: int | None = None, cuda_graphs: CudaGraphs = False
+    ) -> None:
+        """`stream` is the handle of the caller's, which clones share; None makes one of its own."""
         self._engine, self._cuda_graphs = engine, cuda_graphs
         self._context: Any = None
         self._shapes: Mapping[str, Shape] | None = None  # that the context was told
@@ -40,8 +43,12 @@ class TensorRtSession(DeviceSession):
         self._profile = 0  # of a new context
         with ExitStack() as stack:
             stack.callback(engine.hold().let_go)
-            self._stream = Stream(engine.device)
-            stack.callback(self._stream.close)
+            self._callers = stream
+            if stream is None:
+                own = Stream(engine.device)
+                stack.callback(own.close)
+                stream = own.handle
+            self._stream = stream
             self._activations = DeviceMemory(engine.device)
             stack.callback(self._activations.close)
             super().__init__(graph, engine.device, {spec.name: _dtype(spec) for spec in _said(engine)}, stack)
@@ -54,7 +61,7 @@ class TensorRtSession(DeviceSession):
 
     @property
     def stream(self) -> int:
-        return self._stream.handle
+        return self._stream
 
     def replace(self, weights: Mapping[str, Buffer]) -> None:
         self.check_open()
@@ -62,7 +69,7 @@ class TensorRtSession(DeviceSession):
 
     def clone(self) -> TensorRtSession:
         self.check_open()
-        return TensorRtSession(self._graph, self._engine, cuda_graphs=self._cuda_graphs)
+        return TensorRtSession(self._graph, self._engine, stream=self._callers, cuda_graphs=self._cuda_graphs)
 
     def close(self) -> None:
         if self.closed:
