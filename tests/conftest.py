@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from doubles.cuda_runtime import CudaDouble
-from doubles.install import install_cuda, install_tensorrt
+from doubles.install import install_cuda, install_onnxruntime, install_tensorrt
 
 from telecine.bundle import Bundle
 from telecine.manifest import FILE_NAME
@@ -249,6 +249,12 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[CudaDouble]:
 def tensorrt(gpu: CudaDouble, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """`tensorrt("tensorrt_rtx")`: a TensorRT double in place of that package (default: `tensorrt` 11)."""
     return lambda *arguments: install_tensorrt(monkeypatch, gpu, *arguments)
+
+
+@pytest.fixture
+def onnxruntime_gpu(gpu: CudaDouble, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """`onnxruntime_gpu(inputs_on_host=[...])`: a double of onnxruntime-gpu in place of ONNX Runtime."""
+    return lambda **settings: install_onnxruntime(monkeypatch, gpu, **settings)
 
 
 def edit_bundle(bundle: Path, copy: Path, *, host: dict[str, Any] | None = None, **fields: Any) -> Path:

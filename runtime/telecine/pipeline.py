@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from telecine.backends.base import out_of_memory
 from telecine.backends.choice import choose_backend
+from telecine.backends.cuda.options import CudaGraphs
 from telecine.backends.onnxruntime import OnnxRuntimeOptions
 from telecine.bundle import Bundle
 from telecine.condition import Condition, ImageInput, VideoInput
@@ -48,6 +49,7 @@ def load(
     engines: str | Path | None = None,
     options: OnnxRuntimeOptions | None = None,
     stream: int | None = None,
+    cuda_graphs: CudaGraphs = "auto",
     prompt_cache: int | str = PROMPT_CACHE,
 ) -> Pipeline:
     """Open a bundle on a backend. Networks load when a request first needs them.
@@ -60,6 +62,10 @@ def load(
     `prompt_cache` (bytes, or "64MiB"; 0 for none) is what the embeddings of the latest prompts may take: a prompt that
     is among them does not run the text encoder again, nor load it.
 
+    `cuda_graphs` records what a network gives the GPU and then gives it as a whole, for each size and place of its
+    arrays: True always, False never. "auto" is for TensorRT, where launching takes the host at least half as long as
+    running takes the device; not for ONNX Runtime, whose capture allows no allocation in other threads.
+
     Raises:
         RequestError: a `prompt_cache` that is no size.
         BundleError: the bundle is missing, damaged, edited, or of a family that this telecine does not know.
@@ -68,7 +74,9 @@ def load(
     """
     capacity = parse_size(prompt_cache, "prompt_cache", least=0)
     bundle = Bundle.open(path)
-    chosen = choose_backend(bundle, backend, device=device, engines=engines, options=options, stream=stream)
+    chosen = choose_backend(
+        bundle, backend, device=device, engines=engines, options=options, stream=stream, cuda_graphs=cuda_graphs
+    )
     return Pipeline(LoadedModels(bundle, chosen, prompt_cache=capacity))
 
 

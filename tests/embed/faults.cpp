@@ -26,6 +26,18 @@ void check_errors(const Given& given) {
     Pipeline unknown = runtime.load(given.bundle, options);  // networks load when they are needed
     expect_error<BackendError>("NoExecutionProvider", [&] { unknown.generate(small()); });
     options = one_thread();
+    options.cuda_graphs = true;
+    expect_error<BackendError>("cuda_graphs=True", [&] { runtime.load(given.bundle, options); });
+    options = one_thread();
+    options.prompt_cache = "much";
+    expect_error<RequestError>("prompt_cache is 'much'", [&] { runtime.load(given.bundle, options); });
+    options = one_thread();
+    options.options->gpu_mem_limit = 0;
+    expect_error<BackendError>("gpu_mem_limit is 0", [&] { runtime.load(given.bundle, options); });
+    options = one_thread();
+    options.options->provider_options = {{"CUDAExecutionProvider", {{"device_id", "1"}}}};
+    expect_error<BackendError>("provider_options sets device_id", [&] { runtime.load(given.bundle, options); });
+    options = one_thread();
     options.engines = given.bundle;
     expect_error<BackendError>("engines with backend", [&] { runtime.load(given.bundle, options); });
 

@@ -94,6 +94,13 @@ struct ToPython {
     }
 
     template <class T>
+    static py::object of(const std::map<std::string, T>& values) {
+        py::dict dict;
+        for (const auto& [name, value] : values) dict[of(name)] = of(value);
+        return dict;
+    }
+
+    template <class T>
     static py::object of(const OneOrMany<T>& values) {
         return std::visit([](const auto& value) { return of(value); }, values.value());
     }
@@ -192,6 +199,10 @@ inline py::dict parameters(const OnnxRuntimeOptions& from) {
     TELECINE_SET(threads);
     TELECINE_SET(memory_arena);
     TELECINE_SET(memory_pattern);
+    TELECINE_SET(gpu_mem_limit);
+    TELECINE_SET(cudnn_conv_algo_search);
+    TELECINE_SET(use_tf32);
+    TELECINE_SET(provider_options);
     return all.given();
 }
 
@@ -202,6 +213,7 @@ inline py::dict parameters(const LoadOptions& from) {
     TELECINE_SET(engines);
     TELECINE_SET(options);
     TELECINE_SET(stream);
+    TELECINE_SET(cuda_graphs);
     TELECINE_SET(prompt_cache);
     return all.given();
 }

@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from telecine.backends.base import NetworkFacts, Session
-from telecine.backends.onnxruntime import OnnxRuntimeOptions, OnnxRuntimeSession
+from telecine.backends.cuda.options import CudaGraphs, check_cuda_graphs
+from telecine.backends.onnxruntime import OnnxRuntimeOptions
+from telecine.backends.onnxruntime.opening import open_session
+from telecine.backends.onnxruntime.providers import CPU, CUDA, ON_CUDA
 from telecine.bundle import Bundle
 from telecine.errors import BackendError, EngineError
 
@@ -64,8 +67,12 @@ def choose_backend(
     engines: str | os.PathLike[str] | None,
     options: OnnxRuntimeOptions | None,
     stream: int | None = None,
+    cuda_graphs: CudaGraphs = "auto",
 ) -> Backend:
     """The backend of `load`'s arguments; "auto" decides for each network when it loads.
+
+    CUDA graphs that are "auto" are TensorRT's alone, which its launches are timed for. ONNX Runtime captures each
+    thread's runs by itself, and no other thread may allocate on the GPU meanwhile: only a caller knows that none does.
 
     Raises:
         BackendError: an unknown backend or device, arguments that contradict each other, or (for "tensorrt") no GPU
@@ -95,9 +102,20 @@ def choose_backend(
             expected="TensorRT on a GPU, which they are for",
             fix="Leave engines out, or use backend='tensorrt'.",
         )
+    options = options or OnnxRuntimeOptions()
+    check_cuda_graphs(cuda_graphs)
+    on_cuda = options.providers[0] in ON_CUDA if options.providers else kind == "cuda"
+    if cuda_graphs is True and not on_cuda and (backend == "onnxruntime" or kind == "cpu"):
+        raise BackendError(
+            f"cuda_graphs=True with backend {backend!r} and device {device!r}",
+            expected="a GPU",
+            fix="Leave cuda_graphs out, or use device='cuda'.",
+        )
     if stream is not None:
         _check_stream(stream, backend, kind, options)
-    onnxruntime = OnnxRuntimeBackend(bundle, device=device, options=options or OnnxRuntimeOptions(), stream=stream)
+    onnxruntime = OnnxRuntimeBackend(
+        bundle, device=device, options=options, stream=stream, cuda_graphs=on_cuda and cuda_graphs is True
+    )
     if backend == "onnxruntime" or (backend == "auto" and kind == "cpu"):
         return onnxruntime
     folder = _folder(bundle, engines, must=backend == "tensorrt")
@@ -105,7 +123,7 @@ def choose_backend(
         return onnxruntime
     from telecine.backends.tensorrt.backend import TensorRtBackend  # a fifth of telecine's import time
 
-    tensorrt = TensorRtBackend(bundle, device=device, engines=folder, stream=stream)
+    tensorrt = TensorRtBackend(bundle, device=device, engines=folder, stream=stream, cuda_graphs=cuda_graphs)
     if backend == "auto":
         return AutoBackend(tensorrt, onnxruntime)
     tensorrt.device()
@@ -115,13 +133,22 @@ def choose_backend(
 class OnnxRuntimeBackend:
     """A bundle's graphs on ONNX Runtime."""
 
-    def __init__(self, bundle: Bundle, *, device: str, options: OnnxRuntimeOptions, stream: int | None = None) -> None:
-        self._bundle, self._device, self._options, self._stream = bundle, device, options, stream
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        device: str,
+        options: OnnxRuntimeOptions,
+        stream: int | None = None,
+        cuda_graphs: bool = False,
+    ) -> None:
+        self._bundle, self._device, self._options = bundle, device, options
+        self._stream, self._cuda_graphs = stream, cuda_graphs
 
     def load(self, component: str, role: str, weights: int | None = None) -> Session:
         self._bundle.require_weights(component)
         graph = self._bundle.graph(component, role)
-        return OnnxRuntimeSession.load(
+        return open_session(
             graph,
             self._bundle.path(graph.file),
             device=self._device,
@@ -129,6 +156,7 @@ class OnnxRuntimeBackend:
             precision=self._bundle.component(component).precision,
             stream=self._stream,
             prepack=component not in RUN_RARELY,
+            cuda_graphs=self._cuda_graphs,
         )
 
     def limits(self, component: str, role: str) -> None:
@@ -136,15 +164,25 @@ class OnnxRuntimeBackend:
 
     def facts(self, component: str, role: str) -> NetworkFacts:
         entry = self._bundle.component(component)
-        on_cpu = self._options.on_cpu(self._device)
+        providers = self._options.providers
+        on_cpu = providers == (CPU,) if providers else not self._device.startswith("cuda")
         weights = entry.weights.size
         if on_cpu and entry.precision != "fp32":
             weights += 4 * entry.parameters  # it casts them to float32 as it loads, and keeps both
         # Other weights stay beside what is made of them.
         return NetworkFacts(weights=weights, replaced=weights + entry.weights.size, batch_pays=not on_cpu)
 
-    def device_bytes(self) -> None:
-        return None
+    def device_bytes(self) -> int | None:
+        """
+        Raises:
+            BackendError: there is no such GPU, or no cuda-bindings.
+        """
+        first = (self._options.providers or [CUDA if self._device.startswith("cuda") else CPU])[0]
+        if first not in ON_CUDA:
+            return None
+        from telecine.backends.cuda.device import Device  # here: a run on the CPU needs nothing of CUDA
+
+        return Device.open(self._device).used_bytes()
 
 
 class AutoBackend:

@@ -44,7 +44,7 @@ TEXT_LENGTH = 128  # diffusers' default of max_sequence_length, padding included
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the results, as .json.")
 @json_option
 def bench(
-    bundle: Path, against: str | None, compiled: bool, threads: int | None, device: str, fresh: int, sizes: bool,
+    bundle: Path, against: str | None, compiled: bool, threads: int | None, fresh: int, sizes: bool,
     roofline: bool, host: bool, most_tokens: int | None, plot: Path | None, output: Path | None, as_json: bool,
     **parameters: Any,
 ) -> None:  # fmt: skip
@@ -61,7 +61,7 @@ def bench(
     opened = Bundle.open(bundle)
     asked = Measurement(
         competitors=[
-            lambda: Telecine(bundle, threads=settings.threads, device=device),
+            lambda: Telecine(bundle, threads=settings.threads, device=settings.device),
             *_diffusers(opened, against, compiled, settings),
         ],
         processes=_processes(bundle, against),
@@ -115,12 +115,14 @@ def _diffusers(
 ) -> list[Callable[[], Competitor]]:
     if against is None:
         return []
-    from telecine_export.bench.competitor import Diffusers
+    from telecine_export.bench.competitor import Diffusers, open_pipeline
 
     precision = bundle.component("transformer").precision
 
     def make(compiled: bool) -> Callable[[], Competitor]:
-        return lambda: Diffusers(against, threads=settings.threads, precision=precision, compiled=compiled)
+        return lambda: Diffusers(
+            open_pipeline(against, precision), threads=settings.threads, device=settings.device, compiled=compiled
+        )
 
     return [make(False), make(True)] if compiled else [make(False)]
 

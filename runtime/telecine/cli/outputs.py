@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-RUNTIME_PARAMETERS = ("backend", "device", "engines", "providers", "threads", "memory_arena", "memory_pattern")
+RUNTIME_PARAMETERS = (
+    "backend", "device", "engines", "cuda_graphs", "providers", "threads", "memory_arena", "memory_pattern",
+)  # fmt: skip
+CUDA_GRAPHS: Mapping[str, Any] = {"auto": "auto", "on": True, "off": False}
 
 
 def runtime_options(command: F) -> F:
@@ -32,6 +35,13 @@ def runtime_options(command: F) -> F:
         click.option("--threads", type=click.IntRange(min=1), help="Threads of one operator."),
         click.option(
             "--provider", "providers", multiple=True, help="ONNX Runtime execution provider, in order of preference."
+        ),
+        click.option(
+            "--cuda-graphs",
+            type=click.Choice(list(CUDA_GRAPHS)),
+            default="auto",
+            show_default=True,
+            help="Give a GPU each network's launches as a whole.",
         ),
         click.option(
             "--engines",
@@ -82,8 +92,8 @@ def tiling_options(command: F) -> F:
 
 
 def load(
-    bundle: Path, *, backend: str, device: str, engines: Path | None, providers: Sequence[str], threads: int | None,
-    memory_arena: bool, memory_pattern: bool,
+    bundle: Path, *, backend: str, device: str, engines: Path | None, cuda_graphs: str, providers: Sequence[str],
+    threads: int | None, memory_arena: bool, memory_pattern: bool,
 ) -> Pipeline:  # fmt: skip
     import telecine
 
@@ -92,7 +102,9 @@ def load(
     )
     logging.getLogger("telecine.models").setLevel(logging.INFO)  # the predicted peak, before the run
     given = None if options == telecine.OnnxRuntimeOptions() else options
-    return telecine.load(bundle, backend=backend, device=device, engines=engines, options=given)
+    return telecine.load(
+        bundle, backend=backend, device=device, engines=engines, options=given, cuda_graphs=CUDA_GRAPHS[cuda_graphs]
+    )
 
 
 def numbers(_: click.Context, __: click.Parameter, text: str | None) -> list[float] | None:

@@ -11,14 +11,14 @@ from telecine.bench.competitor import run
 from telecine.bench.fresh import measure_fresh
 from telecine.bench.settings import Settings
 from telecine.shapes import LatentShape
-from telecine_export.bench.competitor import Diffusers
+from telecine_export.bench.competitor import Diffusers, open_pipeline
 from telecine_export.bench.flops import step_flops
 
 SETTINGS = Settings(height=64, width=96, num_frames=9, num_inference_steps=3, threads=1)
 
 
 def test_a_run_has_the_stages_that_ours_has(tiny_source: Path) -> None:
-    diffusers = Diffusers(str(tiny_source), threads=1)
+    diffusers = Diffusers(open_pipeline(str(tiny_source)), threads=1)
     first, second = run(diffusers, SETTINGS), run(diffusers, SETTINGS)
     for done in (first, second):
         assert set(done.stages) == {"text", "denoise", "network", "decode"}

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -24,6 +25,11 @@ struct OnnxRuntimeOptions {
     std::optional<int> threads;  // of one operator
     std::optional<bool> memory_arena;
     std::optional<bool> memory_pattern;
+    // Of its CUDA provider.
+    std::optional<std::int64_t> gpu_mem_limit;  // bytes of each network's arena
+    std::optional<std::string> cudnn_conv_algo_search;
+    std::optional<bool> use_tf32;
+    std::optional<std::map<std::string, std::map<std::string, std::string>>> provider_options;  // by provider and name
 };
 
 // The parameters of `telecine.load`, by their names.
@@ -34,6 +40,7 @@ struct LoadOptions {
     std::optional<OnnxRuntimeOptions> options;
     // A CUDA stream of the host (`cudaStream_t`), which all work on the GPU goes to; it must outlive the pipelines.
     std::optional<void*> stream;
+    std::optional<bool> cuda_graphs;          // none: where they pay
     std::optional<MemoryLimit> prompt_cache;  // for embeddings of the latest prompts; 0: none
 };
 

@@ -25,7 +25,9 @@ class Device:
         """
         kind, _, index = name.partition(":")
         if kind not in ("auto", "cuda"):
-            raise BackendError(f"device {name!r}", expected="auto, cuda or cuda:N", fix="TensorRT runs on GPUs only.")
+            raise BackendError(
+                f"device {name!r}", expected="auto, cuda or cuda:N", fix="Name a GPU, or leave device out."
+            )
         cuda = Cuda.load()
         number, count = int(index or 0), cuda.call("cudaGetDeviceCount")
         if number >= count:

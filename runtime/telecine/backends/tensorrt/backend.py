@@ -7,6 +7,7 @@ from pathlib import Path
 
 from telecine.backends.base import NetworkFacts
 from telecine.backends.cuda.device import Device
+from telecine.backends.cuda.options import CudaGraphs
 from telecine.backends.tensorrt.engine import Engine
 from telecine.backends.tensorrt.opening import Plan, find_plan, plan_paths
 from telecine.backends.tensorrt.profiles import largest_sizes
@@ -18,9 +19,18 @@ from telecine.bundle import Bundle
 class TensorRtBackend:
     """The plans of one folder on one GPU, which is asked for when the first is."""
 
-    def __init__(self, bundle: Bundle, *, device: str, engines: Path, stream: int | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        device: str,
+        engines: Path,
+        stream: int | None = None,
+        cuda_graphs: CudaGraphs = "auto",
+    ) -> None:
         """`stream` is the caller's, for all sessions; None gives each its own."""
-        self._bundle, self._name, self._engines, self._stream = bundle, device, engines, stream
+        self._bundle, self._name, self._engines = bundle, device, engines
+        self._stream, self._cuda_graphs = stream, cuda_graphs
         self._device: Device | None = None
 
     def device(self) -> Device:
@@ -53,7 +63,7 @@ class TensorRtBackend:
         """
         graph = self._bundle.graph(plan.sidecar.component, plan.sidecar.role)
         engine = Engine(plan, self.device(), BundleWeights(self._bundle.path(graph.file)), streaming_budget=weights)
-        return TensorRtSession(graph, engine, stream=self._stream)
+        return TensorRtSession(graph, engine, stream=self._stream, cuda_graphs=self._cuda_graphs)
 
     def load(self, component: str, role: str, weights: int | None = None) -> TensorRtSession:
         return self.open(self.find(component, role), weights)
