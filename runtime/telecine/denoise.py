@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from telecine.errors import Cancelled, RequestError
 from telecine.guidance import Guidance, StepGuidance
+from telecine.linear_step import LinearStep
 
 Array = npt.NDArray[np.float32]
 # (B, ...) latents, a timestep 0..1000 or (T,) of them, and the step's guidance → (passes * B, ...) predictions of the
@@ -34,6 +35,16 @@ class Sampler(Protocol):
 
     def step(self, index: int, prediction: Array, latents: Array) -> Array:
         """The (B, ...) latents after step `index`."""
+
+    @property
+    def anchor(self) -> Array | None:
+        """The (B, ...) latents that linear steps add as they are; None for the clean ones of the step before."""
+
+    def linear_preparation(self, index: int) -> LinearStep | None:
+        """`prepare` as a linear form; None where it changes nothing."""
+
+    def linear_step(self, index: int) -> LinearStep:
+        """`step` as a linear form."""
 
 
 def denoise(
