@@ -47,27 +47,47 @@ class Sampler(Protocol):
         """`step` as a linear form."""
 
 
-def denoise(
-    network: Network,
-    latents: Array,
-    *,
-    sampler: Sampler,
-    guidance: Guidance,
-    callback: Callback | None = None,
-) -> Array:
-    """(B, ...) noise → (B, ...) latents, along the sampler's steps. `callback` sees every result and may replace it.
+class Steps(Protocol):
+    """A run's steps, wherever the latents lie."""
+
+    def step(self, index: int) -> None:
+        """Do step `index`; steps are done in order."""
+
+    @property
+    def latents(self) -> Array:
+        """The (B, ...) latents as they are now, on the host."""
+
+    def replace(self, latents: Array) -> None:
+        """Go on from these (B, ...) latents."""
+
+
+class HostSteps:
+    """Steps of NumPy around a network that takes NumPy's arrays."""
+
+    def __init__(self, network: Network, latents: Array, *, sampler: Sampler, guidance: Guidance) -> None:
+        self._network, self.latents, self._sampler, self._guidance = network, latents, sampler, guidance
+
+    def step(self, index: int) -> None:
+        guided = self._guidance.at(index)
+        latents = self._sampler.prepare(index, self.latents)
+        prediction = guided.combine(self._network(latents, self._sampler.timesteps(index), guided))
+        self.latents = self._sampler.step(index, prediction, latents)
+
+    def replace(self, latents: Array) -> None:
+        self.latents = latents
+
+
+def denoise(steps: Steps, sigmas: Array, callback: Callback | None = None) -> Array:
+    """(B, ...) latents after all steps, which begin at (N,) sigmas. `callback` sees every result and may replace it.
 
     Raises:
         Cancelled: the callback returned False.
         RequestError: the callback returned something that cannot be latents.
     """
-    sigmas = sampler.sigmas
     for index, sigma in enumerate(sigmas):
-        guided = guidance.at(index)
-        latents = sampler.prepare(index, latents)
-        prediction = guided.combine(network(latents, sampler.timesteps(index), guided))
-        latents = sampler.step(index, prediction, latents)
+        steps.step(index)
         if callback is not None:
+            latents = steps.latents
             answer = callback(index, len(sigmas), float(sigma), latents)
             if isinstance(answer, (bool, np.bool_)) and not answer:
                 raise Cancelled(
@@ -76,8 +96,8 @@ def denoise(
                     fix="Return None from the callback to go on.",
                 )
             if answer is not None and not isinstance(answer, (bool, np.bool_)):
-                latents = _replacement(answer, latents)
-    return latents
+                steps.replace(_replacement(answer, latents))
+    return steps.latents
 
 
 def _replacement(answer: object, latents: Array) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -11,11 +12,13 @@ from typing import Any
 from telecine.backends.base import Session
 from telecine.backends.choice import Backend
 from telecine.bundle import Bundle
-from telecine.errors import BundleError, RequestError, TelecineError
+from telecine.errors import BundleError, EngineError, RequestError, TelecineError
 from telecine.families import FAMILIES
 from telecine.families.base import Stage
 from telecine.tokenizer import Tokenizer
 from telecine.weight_changes import WeightChanges
+
+LOG = logging.getLogger(__name__)
 
 
 def _untimed(stage: str) -> AbstractContextManager[None]:
@@ -82,6 +85,16 @@ class LoadedModels:
                     self._sessions[key] = relative.clone() if relative else self._load_changed(component, role)
                 family.add(self._sessions[key])
             return self._sessions[key]
+
+    def helper(self, component: str) -> Session | None:
+        """As `session`, of a graph that NumPy can stand for; None where the bundle or its engines are older."""
+        if component not in self.bundle.manifest.components:
+            return None
+        try:
+            return self.session(component)
+        except EngineError as error:
+            LOG.warning("%s runs in NumPy on the host: %s", component, error)
+            return None
 
     @contextmanager
     def timed(self, stage: Stage) -> Iterator[None]:

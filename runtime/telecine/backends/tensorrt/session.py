@@ -13,14 +13,13 @@ from telecine.backends.base import Buffer, DeviceBuffer, Session
 from telecine.backends.cuda.array import Borrowed, borrow, on_device
 from telecine.backends.cuda.memory import DeviceMemory
 from telecine.backends.cuda.stream import Event, Stream, order
+from telecine.backends.cuda.workspace import ALIGNMENT, Workspace
 from telecine.backends.tensorrt.engine import Engine
 from telecine.backends.tensorrt.profiles import choose_profile
 from telecine.backends.tensorrt.slot import Slot
 from telecine.errors import BackendError, EngineError
 from telecine.manifest import Graph, TensorSpec
 
-# NvInferRuntime.h, IExecutionContext::setTensorAddress: "The pointer must have at least 256-byte alignment."
-ALIGNMENT = 256
 # What TensorRT and NumPy both have.
 HOST_TYPES = ("float32", "float16", "int64", "int32", "int8", "uint8", "bool")
 
@@ -52,6 +51,8 @@ class TensorRtSession(Session):
             stack.callback(self._copied.close)
             self._activations = DeviceMemory(self._device)
             stack.callback(self._activations.close)
+            self._workspace = Workspace(self._device, self.stream)
+            stack.callback(self._workspace.close)
             self._slots = {spec.name: Slot(self._device, _dtype(spec)) for spec in _said(engine)}
             for slot in self._slots.values():
                 stack.callback(slot.close)
@@ -62,6 +63,10 @@ class TensorRtSession(Session):
     def stream(self) -> int:
         """The handle of its own stream."""
         return self._stream.handle
+
+    @property
+    def workspace(self) -> Workspace:
+        return self._workspace
 
     def bind(self, name: str, buffer: Buffer | DeviceBuffer) -> None:
         self.check_open()
