@@ -50,7 +50,7 @@ class StepGuidance:
         modes = np.zeros((blocks, len(self.passes), batch), np.int32)
         if "perturbed" in self.passes:
             modes[list(self.stg_blocks), -1] = STG_MODES[self.stg_mode]
-        return modes.reshape(blocks, -1)
+        return modes.reshape(blocks, len(self.passes) * batch)
 
     def weights(self) -> Array:
         """(3, passes) float32: what the graph `denoise_step` combines predictions p by, as `combine` does.

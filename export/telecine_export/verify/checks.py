@@ -193,6 +193,9 @@ class BundleModels:
             self._sessions[component, role] = RecordingSession(graph, session, self.calls[component])
         return self._sessions[component, role]
 
+    def helper(self, component: str) -> None:
+        """None: verification runs on the host."""
+
     def require(self, component: str) -> None:
         self.bundle.component(component)
 

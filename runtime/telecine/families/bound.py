@@ -66,8 +66,8 @@ class Transformer:
     def modes(self, guided: StepGuidance, passes: Passes) -> npt.NDArray[np.int32]:
         """(blocks, B a pass) modes of some of a step's passes."""
         first = guided.passes.index(passes[0])
-        modes = guided.stg_modes(self.blocks, self.batch).reshape(self.blocks, -1, self.batch)
-        return modes[:, first : first + len(passes)].reshape(self.blocks, -1)
+        modes = guided.stg_modes(self.blocks, self.batch)
+        return modes[:, first * self.batch : (first + len(passes)) * self.batch]
 
 
 class BoundTransformer:

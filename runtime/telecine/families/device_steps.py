@@ -161,7 +161,7 @@ class DeviceSteps:
         """The latents by a linear form, where the next call finds them."""
         if form.draw is not None:
             self._noise.upload(form.draw().reshape(self._flat))
-        arrays = {
+        arrays: dict[str, DeviceArray | DeviceView] = {
             "predictions": self._predictions.view((len(guided.passes), *self._flat)),
             "guidance": told["guidance"], "rescale": told["rescale"], "coefficients": coefficients,
             "sample": self._sample, "noise": self._noise, "anchor": self._anchor,
