@@ -147,6 +147,18 @@ def test_steps_copy_nothing_from_or_to_the_host(
         assert not waits & set(made)
 
 
+def test_a_second_run_allocates_nothing(
+    tiny_bundle: Path, tmp_path: Path, tensorrt: Callable[..., Any], gpu: CudaDouble
+) -> None:
+    """Nor do addresses change, for which networks may have captured their launches."""
+    tensorrt()
+    with open_on_doubles(tiny_bundle, tmp_path) as pipe:
+        pipe.generate(**REQUEST)
+        gpu.calls.clear()
+        pipe.generate(**REQUEST)
+        assert not {"cudaMalloc", "cudaMallocHost", "cudaFree", "cudaFreeHost"} & set(gpu.calls)
+
+
 def test_callbacks_see_the_latents_and_may_replace_them(
     tiny_bundle: Path, tmp_path: Path, tensorrt: Callable[..., Any], reference: Any
 ) -> None:
