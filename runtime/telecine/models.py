@@ -58,6 +58,7 @@ class LoadedModels:
         self.bundle, self._backend = bundle, backend
         self._shared = shared or _Shared()
         self._sessions: dict[tuple[str, str], Session] = {}
+        self._lacking: set[str] = set()  # graphs without an engine, which NumPy stands for
         self._stage: Stage = _untimed
         self._closed = False
 
@@ -88,12 +89,13 @@ class LoadedModels:
 
     def helper(self, component: str) -> Session | None:
         """As `session`, of a graph that NumPy can stand for; None where the bundle or its engines are older."""
-        if component not in self.bundle.manifest.components:
+        if component not in self.bundle.manifest.components or component in self._lacking:
             return None
         try:
             return self.session(component)
         except EngineError as error:
             LOG.warning("%s runs in NumPy on the host: %s", component, error)
+            self._lacking.add(component)
             return None
 
     @contextmanager
