@@ -70,6 +70,7 @@ class DeviceSteps:
         self._sampler, self._guidance = sampler, guidance
         steps = range(len(sampler.sigmas))
         self._forms = [(sampler.linear_preparation(index), sampler.linear_step(index)) for index in steps]
+        self._keeps_denoised = sampler.anchor is None and any(np.any(step.anchor) for _, step in self._forms)
         self._calls = [transformer.calls(guidance.at(index).passes) for index in steps]
         self._bound: dict[str, DeviceArray | DeviceView] = {}
         self._upload(latents)
@@ -89,10 +90,11 @@ class DeviceSteps:
         passes = len(transformer.passes)
         # Zeros: a first preparation weighs predictions, of which there are none yet, by 0.
         self._predictions = workspace.upload("predictions", np.zeros((passes, *self._flat), np.float32))
-        hidden = np.zeros((passes, *transformer.hidden_shape), np.float32)
+        self._hidden_states = workspace.array("hidden_states", (passes, *transformer.hidden_shape))
         if transformer.image is not None:
+            hidden = np.zeros(self._hidden_states.shape, np.float32)
             hidden[:, :, :, shape[2] :] = transformer.image
-        self._hidden_states = workspace.upload("hidden_states", hidden)
+            self._hidden_states.upload(hidden)
         self._fixed = {name: workspace.upload(name, values) for name, values in transformer.constants.items()}
         self._rows = {
             passes: {
@@ -136,7 +138,7 @@ class DeviceSteps:
                 self._session.enqueue(self._workspace.stream)
                 done += len(passes)
             self._move(step, told["coefficients"], told, guided)
-            if self._sampler.anchor is None:
+            if self._keeps_denoised:
                 self._anchor.copy_from(self._denoised)
 
     def _call(
