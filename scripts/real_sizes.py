@@ -264,6 +264,9 @@ class Graphs:
             )
         return self._sessions[role]
 
+    def helper(self, component: str) -> None:
+        """None: all runs on the host."""
+
     def close(self) -> None:
         for session in self._sessions.values():
             session.close()

@@ -16,7 +16,7 @@ TORCH_SIDE = {"torch", "diffusers", "transformers", "onnx", "onnx_ir", "onnxscri
 LOADED_LATE = {"onnxruntime", "av", "PIL", "tensorrt", "tensorrt_rtx", "tensorrt_lean", "cuda"}  # inside functions
 PURE = (
     "shapes", "latents", "rope", "guidance", "per_step", "noise", "pixels", "conditioning", "tiling", "denoise",
-    "schedulers", "upsampling", "resample", "picture_quality", "overridable",
+    "linear_step", "schedulers", "upsampling", "resample", "picture_quality", "overridable",
 )  # fmt: skip
 IMPURE_STDLIB = {"io", "logging", "os", "pathlib", "random", "shutil", "socket", "subprocess", "tempfile", "time"}
 

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from telecine.errors import Cancelled, RequestError
 from telecine.guidance import Guidance, StepGuidance
+from telecine.linear_step import LinearStep
 
 Array = npt.NDArray[np.float32]
 # (B, ...) latents, a timestep 0..1000 or (T,) of them, and the step's guidance → (passes * B, ...) predictions of the
@@ -35,28 +36,58 @@ class Sampler(Protocol):
     def step(self, index: int, prediction: Array, latents: Array) -> Array:
         """The (B, ...) latents after step `index`."""
 
+    @property
+    def anchor(self) -> Array | None:
+        """The (B, ...) latents that linear steps add as they are; None for the clean ones of the step before."""
 
-def denoise(
-    network: Network,
-    latents: Array,
-    *,
-    sampler: Sampler,
-    guidance: Guidance,
-    callback: Callback | None = None,
-) -> Array:
-    """(B, ...) noise → (B, ...) latents, along the sampler's steps. `callback` sees every result and may replace it.
+    def linear_preparation(self, index: int) -> LinearStep | None:
+        """`prepare` as a linear form; None where it changes nothing."""
+
+    def linear_step(self, index: int) -> LinearStep:
+        """`step` as a linear form."""
+
+
+class Steps(Protocol):
+    """A run's steps, wherever the latents lie."""
+
+    def step(self, index: int) -> None:
+        """Do step `index`; steps are done in order."""
+
+    @property
+    def latents(self) -> Array:
+        """The (B, ...) latents as they are now, on the host."""
+
+    def replace(self, latents: Array) -> None:
+        """Go on from these (B, ...) latents."""
+
+
+class HostSteps:
+    """Steps of NumPy around a network that takes NumPy's arrays."""
+
+    def __init__(self, network: Network, latents: Array, *, sampler: Sampler, guidance: Guidance) -> None:
+        self._network, self.latents, self._sampler, self._guidance = network, latents, sampler, guidance
+
+    def step(self, index: int) -> None:
+        guided = self._guidance.at(index)
+        latents = self._sampler.prepare(index, self.latents)
+        prediction = guided.combine(self._network(latents, self._sampler.timesteps(index), guided))
+        self.latents = self._sampler.step(index, prediction, latents)
+
+    def replace(self, latents: Array) -> None:
+        self.latents = latents
+
+
+def denoise(steps: Steps, sigmas: Array, callback: Callback | None = None) -> Array:
+    """(B, ...) latents after all steps, which begin at (N,) sigmas. `callback` sees every result and may replace it.
 
     Raises:
         Cancelled: the callback returned False.
         RequestError: the callback returned something that cannot be latents.
     """
-    sigmas = sampler.sigmas
     for index, sigma in enumerate(sigmas):
-        guided = guidance.at(index)
-        latents = sampler.prepare(index, latents)
-        prediction = guided.combine(network(latents, sampler.timesteps(index), guided))
-        latents = sampler.step(index, prediction, latents)
+        steps.step(index)
         if callback is not None:
+            latents = steps.latents
             answer = callback(index, len(sigmas), float(sigma), latents)
             if isinstance(answer, (bool, np.bool_)) and not answer:
                 raise Cancelled(
@@ -65,8 +96,8 @@ def denoise(
                     fix="Return None from the callback to go on.",
                 )
             if answer is not None and not isinstance(answer, (bool, np.bool_)):
-                latents = _replacement(answer, latents)
-    return latents
+                steps.replace(_replacement(answer, latents))
+    return steps.latents
 
 
 def _replacement(answer: object, latents: Array) -> Array:

@@ -52,7 +52,22 @@ class StepGuidance:
         modes = np.zeros((blocks, len(self.passes), batch), np.int32)
         if "perturbed" in self.passes:
             modes[list(self.stg_blocks), -1] = STG_MODES[self.stg_mode]
-        return modes.reshape(blocks, -1)
+        return modes.reshape(blocks, len(self.passes) * batch)
+
+    def weights(self) -> Array:
+        """(3, passes) float32: what the graph `denoise_step` combines predictions p by, as `combine` does.
+
+        c + sum of weights (c - p), where c is the positive one. The first row has the weights, the second is 1 at the
+        positive pass, the third 1 at a pass that is first projected onto the positive one.
+        """
+        by_pass = {"negative": (self.scale - 1, 0, self.cfg_star), "positive": (0, 1, 0)}
+        rows = [by_pass.get(each, (self.stg_scale, 0, 0)) for each in self.passes]
+        return np.array(rows, np.float32).T.copy()
+
+    @property
+    def rescaled(self) -> float:
+        """How much of the rescaling `combine` does: none of a single pass."""
+        return self.rescale if len(self.passes) > 1 else 0.0
 
     def combine(self, velocities: Array) -> Array:
         """(passes * B, T, C) velocities, in the passes' order → (B, T, C)."""

@@ -14,7 +14,7 @@ from typing import Any
 from telecine.backends.base import NetworkFacts, Session
 from telecine.backends.choice import Backend
 from telecine.bundle import Bundle
-from telecine.errors import BundleError, RequestError, TelecineError
+from telecine.errors import BundleError, EngineError, RequestError, TelecineError
 from telecine.families import FAMILIES
 from telecine.families.base import Stage
 from telecine.initializers import widest_layer
@@ -77,6 +77,7 @@ class LoadedModels:
         self.bundle, self._backend = bundle, backend
         self._shared = shared or _Shared(PromptCache(prompt_cache))
         self._sessions: dict[tuple[str, str], Session] = {}
+        self._lacking: set[str] = set()  # graphs without an engine, which NumPy stands for
         self._stage: Stage = _untimed
         self._closed = False
         self._needs: dict[str, Need] = {}  # of the run's stages
@@ -195,6 +196,17 @@ class LoadedModels:
             self._shared.widest[component] = widest_layer(self.bundle.path(self.bundle.graph(component).file))
         precision = self.bundle.component(component).precision
         return activation_bytes(rows, self._shared.widest[component], precision)
+
+    def helper(self, component: str) -> Session | None:
+        """As `session`, of a graph that NumPy can stand for; None where the bundle or its engines are older."""
+        if component not in self.bundle.manifest.components or component in self._lacking:
+            return None
+        try:
+            return self.session(component)
+        except EngineError as error:
+            logger.warning("%s runs in NumPy on the host: %s", component, error)
+            self._lacking.add(component)
+            return None
 
     @contextmanager
     def running(self, stage: Stage, memory: MemoryUse, *, keeps_frames: bool) -> Iterator[None]:

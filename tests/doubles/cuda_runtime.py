@@ -177,6 +177,22 @@ class CudaDouble(Graphs):
             self.drain((int(stream), self.streams[int(stream)].issued))
         return (cudaError_t.cudaSuccess,)
 
+    @api
+    def cudaMemcpy2DAsync(
+        self, dst: int, dpitch: int, src: int, spitch: int, width: int, height: int, kind: cudaMemcpyKind, stream: Any
+    ) -> Any:
+        """Within device memory; rows wider than their pitch are invalid (Runtime API, cudaMemcpy2DAsync)."""
+        if kind != cudaMemcpyKind.cudaMemcpyDeviceToDevice or width > min(dpitch, spitch):
+            return (cudaError_t.cudaErrorInvalidValue,)
+
+        def copy() -> None:
+            for row in range(height):
+                self.write(dst + row * dpitch, view(src + row * spitch, width))
+
+        reads, writes = ((at, (height - 1) * pitch + width) for at, pitch in ((src, spitch), (dst, dpitch)))
+        self.submit(stream, copy, [reads], [writes])
+        return (cudaError_t.cudaSuccess,)
+
     # Streams and events
 
     @api

@@ -83,7 +83,10 @@ class Weights:
         return self.size * self.dtype.itemsize
 
 
-TYPES = {"float32": DataType.FLOAT, "float16": DataType.HALF, "int32": DataType.INT32, "int64": DataType.INT64}
+TYPES = {
+    "float32": DataType.FLOAT, "float16": DataType.HALF, "int32": DataType.INT32, "int64": DataType.INT64,
+    "uint8": DataType.UINT8,
+}  # fmt: skip
 ITEM_SIZES = {
     DataType.FLOAT: 4, DataType.HALF: 2, DataType.BF16: 2, DataType.INT8: 1, DataType.INT32: 4, DataType.BOOL: 1,
     DataType.UINT8: 1, DataType.FP8: 1, DataType.INT64: 8,

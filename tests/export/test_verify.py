@@ -27,7 +27,8 @@ from telecine_export.verify import Report, as_text, checks, verify_bundle
 from telecine_export.verify.bundle import CHECKS
 from telecine_export.verify.comparison import TOLERANCES, Pair, stage_report
 
-COMPONENTS = ["tokenizer", "text_encoder", "transformer", "vae_encoder", "vae_decoder"]
+HOST_MATH = ["denoise_step", "decoder_latents", "uint8_frames"]
+COMPONENTS = ["tokenizer", "text_encoder", "transformer", "vae_encoder", "vae_decoder", *HOST_MATH]
 RUN = ["prompt_embeds", "noise", "schedule", "rope", "latents", "decode_input", "frames"]
 
 

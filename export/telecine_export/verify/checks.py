@@ -26,6 +26,7 @@ from telecine.bundle import Bundle
 from telecine.errors import BackendError, SourceError
 from telecine.manifest import Graph
 from telecine.models import LoadedModels
+from telecine_export.families.weightless import WEIGHTLESS
 from telecine_export.precision.trial_models import open_graph
 from telecine_export.source import Source
 from telecine_export.verify.comparison import Pair
@@ -46,7 +47,7 @@ class FamilyChecks:
     `components`: each compares one part of the bundle with torch's. `run_stages`: what a whole run is compared by;
     `bundle_run` and `torch_run` make the run and fill a record of them, `bundle_run` as far as it comes; `run_parts`
     has the components that a stage's values come through, in those where any does. `optional` components are verified
-    in bundles that have them.
+    in bundles that have them, and so are graphs without weights: older bundles have none.
     """
 
     components: Mapping[str, Callable[[Bundle, Source], list[Pair]]]
@@ -57,7 +58,7 @@ class FamilyChecks:
     optional: Collection[str] = ()
 
     def stages(self, bundle: Bundle) -> list[str]:
-        absent = set(self.optional) - set(bundle.manifest.components)
+        absent = {*self.optional, *WEIGHTLESS} - set(bundle.manifest.components)
         return [name for name in (*self.components, *self.run_stages) if name not in absent]
 
     def precision(self, bundle: Bundle, stage: str) -> str:
@@ -186,6 +187,9 @@ class BundleModels(LoadedModels):
             graph = self.bundle.graph(component, role)
             self._recording[component, role] = RecordingSession(graph, session, self.calls[component])
         return self._recording[component, role]
+
+    def helper(self, component: str) -> None:
+        """None: verification runs on the host."""
 
     def close(self) -> None:
         for session in self._recording.values():

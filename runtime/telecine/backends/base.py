@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,9 @@ import numpy.typing as npt
 from telecine.axes import Shape, bind_axes, resolve
 from telecine.errors import BackendError
 from telecine.manifest import Graph, TensorSpec
+
+if TYPE_CHECKING:
+    from telecine.backends.cuda.workspace import Workspace
 
 Buffer = npt.NDArray[Any]
 # An array in device memory: an object with `__cuda_array_interface__` or `__dlpack__`, which share no type.
@@ -106,6 +109,14 @@ class Session(ABC):
     def batch_pays(self) -> bool:
         """Whether several rows in one call are quicker than one after the other, when each is large already."""
         return True
+
+    @property
+    def workspace(self) -> Workspace | None:
+        """Arrays on the device that it runs on, which `bind` uses in place; None where it runs on the host's.
+
+        They are kept with the session, and so are their addresses. Sessions of one device take each other's.
+        """
+        return None
 
     def output_shapes(self, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
         """Output shapes by name for input shapes by name.

@@ -40,6 +40,9 @@ class Models(Protocol):
 
     def session(self, component: str, role: str = "main") -> Session: ...
 
+    def helper(self, component: str) -> Session | None:
+        """As `session`, of a graph that NumPy can stand for; None where the bundle or its engines are older."""
+
     def require(self, component: str) -> None:
         """
         Raises:

@@ -54,6 +54,11 @@ class Plan:
         """Whether a network that draws noise does so for every tile, as in diffusers' tiling."""
         return isinstance(self.tiles, Blended)
 
+    @property
+    def whole(self) -> bool:
+        """Whether the network gets all of a video at once, and nothing is blended."""
+        return isinstance(self.tiles, Seamless) and self.tiles.single
+
     def run(self, network: Network, source: Array) -> Iterator[Array]:
         """(B, C, F, H, W) input → the network's output in pieces along time, in order: (B, C', n, H', W')."""
         return self.tiles.run(network, source)

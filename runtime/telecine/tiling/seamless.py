@@ -19,6 +19,11 @@ class Seamless:
     rows: Axis
     columns: Axis
 
+    @property
+    def single(self) -> bool:
+        """Whether one tile is all."""
+        return all(len(axis.reads) == 1 for axis in (self.time, self.rows, self.columns))
+
     def run(self, network: Network, source: Array) -> Iterator[Array]:
         """(B, C, F, H, W) input → the network's output in pieces along time, in order: (B, C', n, H', W').
 

@@ -10,7 +10,8 @@ from telecine_export.family import FAMILIES
 from telecine_export.precision.plans import plan_components
 from telecine_export.precision.policy import Policy, Rule
 
-COMPONENTS = ["text_encoder", "transformer", "vae_encoder", "vae_decoder"]
+NETWORKS = ["text_encoder", "transformer", "vae_encoder", "vae_decoder"]
+COMPONENTS = [*NETWORKS, "denoise_step"]
 
 
 def float32(component: str, module: str, operator: str, half: str) -> bool:
@@ -74,8 +75,16 @@ def test_a_policy_without_blocks_has_no_edges() -> None:
 
 def test_fp8_leaves_the_vae_at_its_base() -> None:
     plans = plan_components(POLICIES, COMPONENTS, "fp8", {"text_encoder": "bf16"})
-    precisions = {name: plan.precision for name, plan in plans.items()}
+    precisions = {name: plans[name].precision for name in NETWORKS}
     assert precisions == {"text_encoder": "bf16", "transformer": "fp8", "vae_encoder": "fp16", "vae_decoder": "fp16"}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "fp8"])
+def test_host_math_is_float32_in_every_bundle(precision: str) -> None:
+    assert plan_components(POLICIES, COMPONENTS, precision, {})["denoise_step"].precision == "fp32"
+    assert (
+        plan_components(POLICIES, COMPONENTS, precision, {"denoise_step": "fp32"})["denoise_step"].precision == "fp32"
+    )
 
 
 @pytest.mark.parametrize(
@@ -84,6 +93,8 @@ def test_fp8_leaves_the_vae_at_its_base() -> None:
         ("int3", {}, "precision int3; expected one of fp32, fp16, bf16, fp8"),
         ("fp16", {"transformer": "int3"}, "precision int3 for transformer"),
         ("fp16", {"vae_decoder": "fp8"}, "fp8 for vae_decoder: 3D convolutions have no FP8 kernels"),
+        ("fp16", {"denoise_step": "fp16"}, "fp16 for denoise_step: it has no weights to save.*expected fp32"),
+        ("fp8", {"denoise_step": "fp8"}, "fp8 for denoise_step: it has no weights to save.*expected fp32"),
         ("fp16", {"unet": "fp16"}, "a precision for unet; expected one of this source's components: text_encoder"),
     ],
 )

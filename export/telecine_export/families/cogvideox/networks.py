@@ -15,6 +15,7 @@ from telecine_export.families.cogvideox.checks import check_text, check_transfor
 from telecine_export.families.cogvideox.patches import patch_cogvideox_transformer
 from telecine_export.families.cogvideox.vae import decoder_graphs, encoder_graphs, widest_activations
 from telecine_export.families.t5 import text_encoder
+from telecine_export.families.weightless import decoder_latents, denoise_step, uint8_frames
 from telecine_export.graphs import GraphSpec
 from telecine_export.source import Source
 
@@ -63,7 +64,7 @@ class TransformerGraph(nn.Module):
 
 
 def graphs(source: Source) -> list[GraphSpec]:
-    """T5, the transformer, and both halves of the VAE as graphs of chunks.
+    """T5, the transformer, both halves of the VAE as graphs of chunks, and host math.
 
     Raises:
         SourceError: a configuration that the graph contracts do not cover.
@@ -78,6 +79,9 @@ def graphs(source: Source) -> list[GraphSpec]:
         transformer(config),
         *encoder_graphs(vae),
         *decoder_graphs(vae),
+        denoise_step(),
+        decoder_latents(channels=vae["latent_channels"], order=(0, 2, 1, 3, 4), noise=False),  # (B, F, C, H, W)
+        uint8_frames(),
     ]
 
 

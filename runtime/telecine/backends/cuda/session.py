@@ -14,12 +14,9 @@ from telecine.backends.cuda.array import Borrowed, borrow, on_device
 from telecine.backends.cuda.device import Device
 from telecine.backends.cuda.slot import Slot
 from telecine.backends.cuda.stream import Event, order
+from telecine.backends.cuda.workspace import ALIGNMENT, Workspace
 from telecine.errors import BackendError
 from telecine.manifest import Graph
-
-# What cudaMalloc gives, and kernels may count on. NvInferRuntime.h, IExecutionContext::setTensorAddress: "The pointer
-# must have at least 256-byte alignment."
-ALIGNMENT = 256
 
 
 class DeviceSession(Session):
@@ -43,6 +40,18 @@ class DeviceSession(Session):
         self._slots = {name: Slot(device, dtype) for name, dtype in dtypes.items()}
         for slot in self._slots.values():
             stack.callback(slot.close)
+        self._workspace: Workspace | None = None
+        stack.callback(self._free_workspace)
+
+    @property
+    def workspace(self) -> Workspace:
+        if self._workspace is None:
+            self._workspace = Workspace(self._device, self.stream)
+        return self._workspace
+
+    def _free_workspace(self) -> None:
+        if self._workspace is not None:
+            self._workspace.close()
 
     @property
     @abstractmethod

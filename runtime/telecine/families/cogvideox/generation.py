@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,12 +12,13 @@ import numpy.typing as npt
 from telecine.denoise import Callback, denoise
 from telecine.errors import EngineError, RequestError
 from telecine.families.base import Models, Output, Stage
+from telecine.families.bound import Transformer
 from telecine.families.cogvideox.guidance import request_guidance
 from telecine.families.cogvideox.host import Host
 from telecine.families.cogvideox.positions import Place
 from telecine.families.cogvideox.sampler import CogVideoXSampler
-from telecine.families.cogvideox.transformer import BoundTransformer
 from telecine.families.cogvideox.vae import Decoding, decode
+from telecine.families.steps import open_steps
 from telecine.families.text import prompt_embeddings
 from telecine.guidance import Guidance
 from telecine.noise import Generator, randn
@@ -135,14 +137,21 @@ class Generation:
         if self.host.ofs is not None:
             constants["ofs"] = np.array([self.host.ofs], np.float32)
         sampler = CogVideoXSampler(self.host.scheduler.class_name, self.schedule, self.noise)
-        transformer = self.models.session("transformer")
-        with (
-            stage("denoise"),
-            BoundTransformer(
-                transformer, text, constants, latents.shape, self.guidance.passes, image, stage=stage
-            ) as network,
-        ):
-            return denoise(network, latents, sampler=sampler, guidance=self.guidance, callback=callback)
+        with stage("denoise"):
+            transformer = Transformer(
+                session=self.models.session("transformer"),
+                latents_shape=latents.shape,
+                tokens=math.prod(Place.of(self.latent, self.host.grid)),
+                passes=self.guidance.passes,
+                rows={"encoder_hidden_states": text},
+                constants=constants,
+                output="prediction",
+                image=image,
+            )
+            with open_steps(
+                self.models, transformer, latents, sampler=sampler, guidance=self.guidance, stage=stage
+            ) as steps:
+                return denoise(steps, sampler.sigmas, callback)
 
     def output(self, latents: Array, stage: Stage) -> Output:
         """What is made of (B, F, C, H, W) latents: frames, or the latents themselves with all that was denoised."""

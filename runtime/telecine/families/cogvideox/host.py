@@ -81,6 +81,11 @@ class Host:
         """(B, C, F, H, W) latents of the transformer's scale, brought to the VAE's."""
         return np.multiply(latents, np.float32(1 / self.scaling_factor), dtype=np.float32)
 
+    def to_decoder(self) -> tuple[Array, Array]:
+        """(C,) scale and (C,) shift of `denormalize`, as the graph `decoder_latents` takes them."""
+        scale = np.full(self.latent_channels, 1 / self.scaling_factor, np.float32)
+        return scale, np.zeros_like(scale)
+
     def normalize(self, latents: Array, *, image: bool = False) -> Array:
         """(B, C, F, H, W) latents of the VAE's scale, brought to the transformer's.
 

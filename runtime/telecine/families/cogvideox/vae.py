@@ -49,6 +49,9 @@ def decode(models: Models, host: Host, latents: Array, decoding: Decoding) -> Fr
 
     def pieces() -> Iterator[npt.NDArray[Any]]:
         plan = decoding.plan
+        if plan.tiles is None and decoding.output_type == "uint8":
+            yield from DECODER.run(models, latents, uint8=True)
+            return
         videos = (
             DECODER.run(models, latents)
             if plan.tiles is None
@@ -56,7 +59,7 @@ def decode(models: Models, host: Host, latents: Array, decoding: Decoding) -> Fr
         )
         for video in videos:
             frames: npt.NDArray[Any] = to_unit_range(video)
-            if decoding.output_type == "uint8":
+            if decoding.output_type == "uint8":  # of tiles
                 frames = to_uint8(frames)
             del video
             yield frames

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from telecine.condition import Condition
 from telecine.conditioning import PREFIX_LATENT_FRAMES
 from telecine.families.base import Models
+from telecine.families.bound import ONE_BY_ONE
 from telecine.families.ltx_video.decode import largest_tile
 from telecine.families.ltx_video.host import Host
-from telecine.families.ltx_video.transformer import ONE_BY_ONE
 from telecine.guidance import Guidance
 from telecine.memory_budget import FLOAT, Need, check_limit
 from telecine.request import Request

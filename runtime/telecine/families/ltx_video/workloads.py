@@ -77,15 +77,51 @@ def _tiles(workload: Workload, host: Host) -> AxisRanges:
 def _latent_upsampler(workload: Workload, host: Host) -> list[AxisRanges]:
     """Latents as `upscale` gets them, and those of the first of two stages."""
     whole, *staged = _stages(workload, host)
+    return [_latents(each, host) for each in (whole, *staged[:1])]
+
+
+def _latents(workload: Workload, host: Host) -> AxisRanges:
+    """The latents of whole videos."""
+    low, high = workload.low.latent(host.grid), workload.high.latent(host.grid)
+    sides = ("frames", "height", "width")
+    return {f"latent_{side}": AxisRange(getattr(low, side), *[getattr(high, side)] * 2) for side in sides} | {
+        "batch": _videos(workload)
+    }
+
+
+def _denoise_step(workload: Workload, host: Host) -> list[AxisRanges]:
+    """All of a step's predictions at once, of as many videos as the transformer takes."""
+    return [_stepped(each, host) for each in _stages(workload, host)]
+
+
+def _stepped(workload: Workload, host: Host) -> AxisRanges:
+    tokens = _denoised(workload, host)["tokens"]
+    return {
+        "passes": AxisRange(1, USUAL_PASSES, len(PASSES)),
+        "batch": _videos(workload),
+        "tokens": tokens,
+        "coefficient_tokens": AxisRange(1, 1, tokens.max),
+        "channels": AxisRange(*[host.latent_channels] * 3),
+    }
+
+
+def _decoder_latents(workload: Workload, host: Host) -> list[AxisRanges]:
+    """The whole video's, which may be decoded in tiles after."""
+    return [_latents(each, host) for each in _stages(workload, host)]
+
+
+def _uint8_frames(workload: Workload, host: Host) -> list[AxisRanges]:
+    """What the decoder makes: any tile, of as many videos as it takes."""
+    (decoded,) = _vae_decoder(workload, host)
+    spatial, temporal = host.grid.spatial, host.grid.temporal
+    frames = decoded["latent_frames"]
     return [
         {
-            f"latent_{side}": AxisRange(
-                getattr(each.low.latent(host.grid), side), *[getattr(each.high.latent(host.grid), side)] * 2
-            )
-            for side in ("frames", "height", "width")
+            "batch": decoded["batch"],
+            "num_frames": AxisRange(1, *[temporal * (frames.max - 1) + 1] * 2),
+            "height": AxisRange(*(spatial * side for side in dataclasses.astuple(decoded["latent_height"]))),
+            "width": AxisRange(*(spatial * side for side in dataclasses.astuple(decoded["latent_width"]))),
         }
-        | {"batch": _videos(each)}
-        for each in (whole, *staged[:1])
     ]
 
 
@@ -109,4 +145,7 @@ GRAPHS: Mapping[str, Callable[[Workload, Host], list[AxisRanges]]] = {
     "vae_encoder": _vae_encoder,
     "vae_decoder": _vae_decoder,
     "latent_upsampler": _latent_upsampler,
+    "denoise_step": _denoise_step,
+    "decoder_latents": _decoder_latents,
+    "uint8_frames": _uint8_frames,
 }
