@@ -103,7 +103,7 @@ def test_an_exported_bundle_passes_every_stage(variant: str, request: pytest.Fix
         assert stage["max_abs"] == 0 or stage["psnr"] > 110
     assert_sizes_were_not_traced(source, report)
     exact = {stage["name"] for stage in report["stages"] if stage["tolerance"] == 0}
-    assert exact == {"tokenizer", "noise", "schedule"}
+    assert exact == {"tokenizer", "uint8_frames", "noise", "schedule"}
     assert diffusers_logging.get_verbosity() == verbosity
 
 
