@@ -21,6 +21,8 @@ from telecine_engines.workloads import family_of
 # What a plan has beside its weights, for each GPU and profile: the graph and its kernels. TensorRT for RTX 1.7 wrote 1
 # to 4 MB for tiny networks; `tensorrt` has more of them in the plan.
 KERNELS = 3_000_000
+# Of graphs without weights, which are a few dozen kernels: 0.2 to 0.7 MB.
+FEW_KERNELS = 200_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +97,7 @@ def _plan_graph(
         options=options.recorded(),
     )
     path = plan_path(engines, target=target.name, library_version=library.version, key=key, component=name, role=role)
-    kernels = KERNELS * len(target.capabilities) * len(profiles)
+    kernels = (KERNELS if component.weights.size else FEW_KERNELS) * len(target.capabilities) * len(profiles)
     return GraphPlan(
         component=name,
         role=role,

@@ -68,7 +68,7 @@ def _squared_deviations(values: Tensor) -> Tensor:
 
 def denoise_step() -> GraphSpec:
     """For latents of other axes, such as (B, F, C, H, W): bind them as (B, 1, F·C·H·W), with coefficients for all."""
-    passes, batch, tokens, channels = 3, 2, 5, 4
+    passes, batch, tokens, channels = 5, 2, 7, 6
     latents = torch.zeros(batch, tokens, channels)
     named = {0: "batch", 1: "tokens", 2: "channels"}
     return GraphSpec(
@@ -169,7 +169,7 @@ def uint8_frames() -> GraphSpec:
     return GraphSpec(
         component=UINT8_FRAMES,
         build=lambda dtype: Uint8FramesGraph(),
-        sample={"video": torch.zeros(2, 3, 4, 5, 6)},
+        sample={"video": torch.zeros(2, 3, 3, 4, 5)},
         axes={"video": axes},
         output="frames",
         output_shape=("batch", "num_frames", "height", "width", 3),

@@ -73,8 +73,8 @@ def _check_room(size: int, folder: Path, *, disk: bool) -> None:
 def _check_same(bundle: Bundle, source: Source, specs: Sequence[GraphSpec]) -> None:
     components = {spec.component for spec in specs}
     manifest = bundle.manifest
-    precisions = {part.precision for part in manifest.components.values()}
-    if set(manifest.components) != components or manifest.pipeline != source.pipeline_class or precisions != {"fp32"}:
+    precisions = sorted({part.precision for part in manifest.components.values()})
+    if set(manifest.components) != components or manifest.pipeline != source.pipeline_class or precisions != ["fp32"]:
         raise BundleError(
             f"{bundle.root} is a {manifest.pipeline} of {', '.join(manifest.components)} at {', '.join(precisions)}",
             expected=f"{source.root} at fp32: a {source.pipeline_class} of {', '.join(sorted(components))}",

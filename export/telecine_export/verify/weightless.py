@@ -25,7 +25,7 @@ GUIDED = (
 )
 # Of latents: (videos, tokens, channels) of a step, and (videos, frames, height, width).
 STEPPED = ((1, 24, 8), (2, 35, 128), (3, 1, 960))
-DECODED = ((1, 1, 2, 3), (2, 3, 5, 4))
+DECODED = ((1, 1, 2, 3), (2, 4, 5, 6), (3, 2, 3, 4))
 SEED = 0
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from functools import reduce
+from operator import or_
 from typing import Any
 
 from telecine.families.ltx_video.host import Host
@@ -91,7 +93,7 @@ def _latents(workload: Workload, host: Host) -> AxisRanges:
 
 def _denoise_step(workload: Workload, host: Host) -> list[AxisRanges]:
     """All of a step's predictions at once, of as many videos as the transformer takes."""
-    return [_stepped(each, host) for each in _stages(workload, host)]
+    return _joined([_stepped(each, host) for each in _stages(workload, host)])
 
 
 def _stepped(workload: Workload, host: Host) -> AxisRanges:
@@ -107,7 +109,7 @@ def _stepped(workload: Workload, host: Host) -> AxisRanges:
 
 def _decoder_latents(workload: Workload, host: Host) -> list[AxisRanges]:
     """The whole video's, which may be decoded in tiles after."""
-    return [_latents(each, host) for each in _stages(workload, host)]
+    return _joined([_latents(each, host) for each in _stages(workload, host)])
 
 
 def _uint8_frames(workload: Workload, host: Host) -> list[AxisRanges]:
@@ -123,6 +125,12 @@ def _uint8_frames(workload: Workload, host: Host) -> list[AxisRanges]:
             "width": AxisRange(*(spatial * side for side in dataclasses.astuple(decoded["latent_width"]))),
         }
     ]
+
+
+def _joined(sizes: list[AxisRanges]) -> list[AxisRanges]:
+    """One size that holds all: host math has little to tune. The usual one is the first."""
+    first, *others = sizes
+    return [{symbol: reduce(or_, (other[symbol] for other in others), axis) for symbol, axis in first.items()}]
 
 
 def _videos(workload: Workload) -> AxisRange:

@@ -98,7 +98,9 @@ def test_host_math_takes_what_the_networks_around_it_do(host: dict[str, Any]) ->
         "coefficient_tokens": AxisRange(1, 1, latents + 4 * frame),
         "channels": AxisRange(channels, channels, channels),
     }
-    assert len(axis_ranges("denoise_step", workload(1152, 768, 161), host | UPSAMPLER)) == 3
+    (axes,) = axis_ranges("denoise_step", workload(1152, 768, 161), host | UPSAMPLER)  # and its two stages
+    assert (axes["tokens"].min, axes["tokens"].opt) == (21 * 16 * 24, 21 * 24 * 36)
+    assert axes["tokens"].max >= 21 * 32 * 48
     (axes,) = axis_ranges("decoder_latents", asked, host)
     assert [axes[f"latent_{side}"].opt for side in ("frames", "height", "width")] == [16, 16, 24]
     (axes,) = axis_ranges("uint8_frames", asked, host)
