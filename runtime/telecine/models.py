@@ -41,7 +41,7 @@ class _Shared:
     def __init__(self, prompts: PromptCache) -> None:
         self.lock = threading.Lock()
         self.loading: defaultdict[tuple[str, str], threading.Lock] = defaultdict(threading.Lock)
-        self.facts: dict[str, NetworkFacts] = {}  # by component, with the bundle's own weights
+        self.facts: dict[tuple[str, str], NetworkFacts] = {}  # by component and role, with the bundle's own weights
         self.widest: dict[str, int] = {}  # by component
         self.resident_before = resident_bytes()
         self.device_before: int | None = None
@@ -105,12 +105,15 @@ class LoadedModels:
         return self._shared.prompts
 
     def session(self, component: str, role: str = "main") -> Session:
-        self._make_room(component)
-        key = (component, role)
+        self._make_room(component, role)
+        session = self._open((component, role))
+        self._load_ahead(component)
+        return session
+
+    def _open(self, key: tuple[str, str]) -> Session:
         if key not in self._sessions or self._closed:
             with self._stage("load"):
                 self._load(key)
-            self._load_ahead(component)
         return self._sessions[key]
 
     def _load(self, key: tuple[str, str]) -> None:
@@ -143,10 +146,10 @@ class LoadedModels:
         with suppress(TelecineError, MemoryError):  # whoever needs it loads it again, and is told
             self._load(key)
 
-    def _make_room(self, component: str) -> None:
+    def _make_room(self, component: str, role: str) -> None:
         """Drop networks of other stages where the run's limit asks for it, and one that streams other weights."""
         self._note_device()
-        facts = self.facts(component)
+        facts = self.facts(component, role)
         need = self._needs.get(component) or Need(component=component, weights=facts.weights, streams=facts.streams)
         before = self._residents.held.get(component)
         _, dropped = self._residents.enter(need, self._limit)
@@ -178,16 +181,18 @@ class LoadedModels:
 
     def _still_held(self) -> Iterator[tuple[str, Need]]:
         """What earlier runs left loaded, with the weights that it has now."""
-        loaded = {component for component, _ in self._sessions}
+        loaded = dict(self._sessions)
         for name, need in self._residents.held.items():
-            facts = self.facts(name)
-            if name in loaded:
+            role = next((role for component, role in loaded if component == name), None)
+            if role is not None:
+                facts = self.facts(name, role)
                 yield name, need if facts.streams else replace(need, weights=facts.weights)
 
-    def facts(self, component: str) -> NetworkFacts:
-        if component not in self._shared.facts:
-            self._shared.facts[component] = self._backend.facts(component, "main")
-        facts = self._shared.facts[component]
+    def facts(self, component: str, role: str = "main") -> NetworkFacts:
+        key = (component, role)
+        if key not in self._shared.facts:
+            self._shared.facts[key] = self._backend.facts(component, role)
+        facts = self._shared.facts[key]
         change = self.changes.components.get(component)
         return replace(facts, weights=facts.replaced) if change is not None and change.acts else facts
 
@@ -202,7 +207,7 @@ class LoadedModels:
         if component not in self.bundle.manifest.components or component in self._lacking:
             return None
         try:
-            return self.session(component)
+            return self._open((component, "main"))  # it has no weights: no room is made for it
         except EngineError as error:
             logger.warning("%s runs in NumPy on the host: %s", component, error)
             self._lacking.add(component)

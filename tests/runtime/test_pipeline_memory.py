@@ -16,7 +16,7 @@ import pytest
 import telecine
 from telecine.backends.onnxruntime import OnnxRuntimeSession
 from telecine.errors import RequestError
-from telecine.families.ltx_video.transformer import BoundTransformer
+from telecine.families.bound import BoundTransformer
 from telecine.pipeline import Pipeline
 
 SMALL: dict[str, Any] = {"height": 64, "width": 32, "num_frames": 9, "num_inference_steps": 2, "seed": 0}

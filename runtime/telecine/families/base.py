@@ -52,8 +52,8 @@ class Models(Protocol):
     @property
     def keeps_frames(self) -> bool: ...  # of the run, until its end
 
-    def facts(self, component: str) -> NetworkFacts:
-        """What the backend tells of a component's `main` graph that it has not loaded.
+    def facts(self, component: str, role: str = "main") -> NetworkFacts:
+        """What the backend tells of a component's graph that it has not loaded.
 
         Raises:
             BundleError, EngineError: the bundle lacks the component, or the engine that must run it.
