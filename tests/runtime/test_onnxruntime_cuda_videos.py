@@ -21,7 +21,7 @@ SMALL: dict[str, Any] = {
     "prompt": "a red ball", "height": 64, "width": 96, "num_frames": 9, "num_inference_steps": 3, "seed": 0,
     "decode_timestep": 0.05, "decode_noise_scale": 0.025,
 }  # fmt: skip
-# Of the steps' arithmetic, which float32 does in another order on the device than in NumPy; networks have the same bits.
+# Of the steps' arithmetic, which is in another order on the device than in NumPy; networks have the same bits.
 TOLERANCE = 2e-5
 CHANGES: dict[str, dict[str, Any]] = {
     "wide": {"height": 32, "width": 160, "num_frames": 17},

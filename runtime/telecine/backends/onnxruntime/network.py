@@ -41,7 +41,7 @@ class Network:
         *,
         prepack: bool = True,
     ) -> None:
-        self._path, self._options, self._precision, self._providers = path, options, precision, list(providers)
+        self.path, self._options, self._precision, self._providers = path, options, precision, list(providers)
         self._prepack = prepack
         names = [each if isinstance(each, str) else str(each[0]) for each in providers]
         self.on_cpu = names == [CPU]
@@ -54,7 +54,7 @@ class Network:
         Raises:
             BackendError: an unknown name, another shape or type, or ONNX Runtime failed: nothing has changed.
         """
-        check_weights(weights, read_initializers(self._path))
+        check_weights(weights, read_initializers(self.path))
         self.loaded = self._load({name: np.require(array, None, "C") for name, array in weights.items()})
 
     def _load(self, weights: Mapping[str, Buffer]) -> Loaded:
@@ -62,17 +62,17 @@ class Network:
         settings = _settings(ort, self._options, self._precision, self._prepack)
         if not self.on_cpu:
             settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-        with translated(f"loading {self._path}"):
+        with translated(f"loading {self.path}"):
             if weights:
                 # Not add_initializer: what ONNX Runtime folds at load it would fold from the file's values.
                 values = [_ort_value(ort, array) for array in weights.values()]
                 settings.add_external_initializers(list(weights), values)
             # Its fallback prints to stdout and retries on the CPU without saying so to the caller.
-            session = ort.InferenceSession(str(self._path), settings, providers=self._providers, enable_fallback=0)
+            session = ort.InferenceSession(str(self.path), settings, providers=self._providers, enable_fallback=0)
         if session.get_providers()[0] != self._first:
             # A provider whose library does not load is left out without an error.
             raise BackendError(
-                f"ONNX Runtime runs {self._path.name} on {session.get_providers()[0]}",
+                f"ONNX Runtime runs {self.path.name} on {session.get_providers()[0]}",
                 expected=f"{self._first}, as asked",
                 fix="Run: telecine doctor (it checks the driver and both onnxruntime packages), or use device='cpu'.",
             )
