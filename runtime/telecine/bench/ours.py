@@ -32,8 +32,9 @@ class Telecine:
             None if backend == "tensorrt" else telecine.OnnxRuntimeOptions(threads=threads, providers=providers or None)
         )
         self.pipe = telecine.load(
-            bundle, backend=backend, device=device, engines=engines, options=options, cuda_graphs=cuda_graphs
-        )
+            bundle, backend=backend, device=device, engines=engines, options=options, cuda_graphs=cuda_graphs,
+            prompt_cache=0,  # the prompts are the same every time, and nobody else keeps them
+        )  # fmt: skip
 
     def generate(self, settings: Settings, mark: Callable[[], None]) -> Mapping[str, float]:
         def callback(*_: Any) -> None:

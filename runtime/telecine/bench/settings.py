@@ -20,7 +20,7 @@ class Settings:
     """The work: parameters of `generate` by diffusers' names, and how it is repeated.
 
     `threads`: of one operator, on every side. `warmups`: runs of each competitor that are not counted. `device`: "cpu",
-    "cuda", "cuda:N", on every side; "auto" is the CPU, but for networks that have engines.
+    "cuda", "cuda:N", on every side; "auto" is the CPU, but for networks that have engines. What is None is not asked.
 
     Raises:
         RequestError: nothing to measure.
@@ -33,8 +33,8 @@ class Settings:
     num_frames: int
     num_inference_steps: int = 8
     guidance_scale: float = 3.0
-    decode_timestep: float = 0.05
-    decode_noise_scale: float = 0.025
+    decode_timestep: float | None = 0.05
+    decode_noise_scale: float | None = 0.025
     output_type: str = "np"
     seed: int = 0
     repeats: int = 5
@@ -58,7 +58,7 @@ class Settings:
     def request(self, prompts: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Parameters that `Pipeline.generate` and diffusers' `__call__` share; `prompts` stand in for the texts."""
         names = [field.name for field in dataclasses.fields(self)]
-        values = {name: getattr(self, name) for name in names[: names.index("seed")]}
+        values = {name: getattr(self, name) for name in names[: names.index("seed")] if getattr(self, name) is not None}
         return values if prompts is None else values | {"prompt": None, "negative_prompt": None, **prompts}
 
     @property

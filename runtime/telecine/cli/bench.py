@@ -55,10 +55,13 @@ def bench(
     from telecine.bench.settings import Settings
     from telecine.bundle import Bundle
 
-    settings = Settings(threads=threads or len(os.sched_getaffinity(0)), **parameters)
     _check(against, {"--compile": compiled, "--roofline": roofline})
     _check_sweep_and_files(most_tokens, plot, output)
     opened = Bundle.open(bundle)
+    if opened.manifest.family != "ltx-video":
+        _check_family(opened.manifest.family, {"--roofline": roofline, "--sweep": most_tokens is not None})
+        parameters |= {"decode_timestep": None, "decode_noise_scale": None}  # of its decoder alone
+    settings = Settings(threads=threads or len(os.sched_getaffinity(0)), **parameters)
     asked = Measurement(
         competitors=[
             lambda: Telecine(bundle, threads=settings.threads, device=settings.device),
@@ -90,6 +93,17 @@ def _check(against: str | None, needing: dict[str, bool]) -> None:
         if given and against is None:
             raise RequestError(
                 f"{option} without --against", expected="the source of the bundle", fix="Add --against SOURCE."
+            )
+
+
+def _check_family(family: str, options: dict[str, bool]) -> None:
+    """Refuse what counts LTX-Video's tokens and operations."""
+    for option, given in options.items():
+        if given:
+            raise RequestError(
+                f"{option} for a {family} model",
+                expected="an ltx-video one, whose transformer it counts",
+                fix="Leave it out.",
             )
 
 
