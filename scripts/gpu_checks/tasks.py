@@ -25,7 +25,7 @@ from gpu_checks.models import (
 )
 from telecine.atomic import atomic_file
 from telecine.backends.base import Session
-from telecine.backends.cuda.array import DeviceArray
+from telecine.backends.cuda.array import DeviceArray, DeviceView
 from telecine.backends.cuda.device import Device
 from telecine.bench.compare import compare
 from telecine.bench.competitor import Competitor
@@ -228,6 +228,9 @@ def _recorded(session: Session) -> Iterator[_Recorded]:
 
 
 def _on_host(buffer: Any) -> npt.NDArray[Any]:
+    if isinstance(buffer, DeviceView):
+        whole = buffer.owner.download().reshape(-1).view(np.uint8)
+        return whole[buffer.offset : buffer.offset + buffer.nbytes].view(buffer.dtype).reshape(buffer.shape)
     return buffer.download() if isinstance(buffer, DeviceArray) else np.array(buffer)
 
 

@@ -289,8 +289,11 @@ print(json.dumps([made, peak() - before]))
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize(
     ("model", "half", "frames", "limit"),
-    [("tiny_bundle", "decode", 30, 450), ("demo_bundle", "decode", 30, 450), ("demo_bundle", "encode", 45, 330)],
-    ids=["tiny-decode", "demo-decode", "demo-encode"],
+    [
+        pytest.param("tiny_bundle", "decode", 30, 450, id="tiny-decode"),
+        pytest.param("demo_bundle", "decode", 30, 450, id="demo-decode", marks=pytest.mark.slow),
+        pytest.param("demo_bundle", "encode", 45, 330, id="demo-encode"),
+    ],
 )
 def test_the_vae_stays_within_its_limit(
     model: str, half: str, frames: int, limit: int, request: Any, record_property: Callable[[str, object], None]

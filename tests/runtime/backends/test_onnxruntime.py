@@ -629,7 +629,7 @@ class TestReplace:
         with load("transformer") as session:
             before = self.velocity(session)
             loaded = session._network
-            loaded._path = tiny_bundle / "transformer" / "weights.bin"
+            loaded.path = tiny_bundle / "transformer" / "weights.bin"
             with pytest.raises(BackendError, match="ONNX Runtime failed loading"):
                 loaded.loaded = loaded._load(weights)
             np.testing.assert_array_equal(self.velocity(session), before)

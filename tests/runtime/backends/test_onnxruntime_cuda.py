@@ -125,7 +125,7 @@ class TestWhatItIsTold:
         with telecine.load(tiny_bundle, backend="onnxruntime", device="cuda") as pipe:
             session = pipe._models.session("transformer")
             assert isinstance(session, OnnxRuntimeCudaSession)
-            assert session.network._path.name == "main.onnx"
+            assert session.network.path.name == "main.onnx"
 
     @pytest.mark.parametrize(
         ("operators", "told"),

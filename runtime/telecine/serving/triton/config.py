@@ -29,7 +29,7 @@ OUTPUTS = (
 )
 DATA_TYPES = {
     "float32": "TYPE_FP32", "float16": "TYPE_FP16", "bfloat16": "TYPE_BF16", "int64": "TYPE_INT64",
-    "int32": "TYPE_INT32", "bool": "TYPE_BOOL",
+    "int32": "TYPE_INT32", "uint8": "TYPE_UINT8", "bool": "TYPE_BOOL",
 }  # fmt: skip
 
 

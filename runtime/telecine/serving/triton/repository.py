@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -89,8 +88,7 @@ def write_repository(
 ) -> list[str]:
     """The models of a repository, written; their names. It needs nothing outside itself but telecine.
 
-    The bundle's files are linked into it (hard links: the same files by a second name, which stay when the bundle
-    goes), and copied where the file system has no such links or is another one.
+    The bundle's files are copied into it: onnx refuses weights that have a second name.
 
     Raises:
         RequestError: the folder cannot be written or replaced, or an option contradicts another.
@@ -111,11 +109,11 @@ def write_repository(
         version = _begin(folder, options, pipeline_config(options.name, options.placement, options.parameters()))
         shutil.copyfile(Path(__file__).with_name("shell.py"), version / "model.py")
         for path, source in _bundle_files(bundle, engines if with_engines else None):
-            _link(source, version / "bundle" / path)
+            _copy(source, version / "bundle" / path)
         for model in graphs:
             version = _begin(folder, options, model.config)
             for path, source in model.files.items():
-                _link(source, version / path)
+                _copy(source, version / path)
     return [options.name, *(model.name for model in graphs)]
 
 
@@ -150,9 +148,6 @@ def _bundle_files(bundle: Bundle, engines: Path | None) -> Iterator[tuple[Path, 
                 yield Path("engines") / source.relative_to(engines), source
 
 
-def _link(source: Path, target: Path) -> None:
+def _copy(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source.resolve(), target)
-    except OSError:  # another file system, one without links, another's file; a copy says what else may be wrong
-        shutil.copyfile(source, target)
+    shutil.copyfile(source, target)

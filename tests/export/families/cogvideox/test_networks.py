@@ -167,7 +167,7 @@ def test_parts_of_cogvideox_are_not_held_against_ltx_video(
     """An override's widths are the family's to check: `in_channels` of I2V are twice the VAE's."""
     source, _ = cogvideox("5b-I2V")
     opened = open_source(str(source), vae=str(source / "vae"))
-    assert len(family.graphs(opened)) == 10
+    assert len(family.graphs(opened)) == 13
 
 
 # The VAE

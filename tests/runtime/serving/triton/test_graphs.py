@@ -18,9 +18,11 @@ from telecine.serving.triton.config import DATA_TYPES, Placement
 from telecine.serving.triton.graphs import graph_models
 from telecine.serving.triton.repository import RepositoryOptions, write_repository
 
-COMPONENTS = ("text_encoder", "transformer", "vae_decoder", "vae_encoder")
+COMPONENTS = (
+    "denoise_step", "decoder_latents", "uint8_frames", "text_encoder", "transformer", "vae_decoder", "vae_encoder",
+)  # fmt: skip
 # Of ONNX Runtime's types, those that the graphs have.
-TENSORS = {"tensor(float)": "float32", "tensor(int64)": "int64", "tensor(int32)": "int32"}
+TENSORS = {"tensor(float)": "float32", "tensor(int64)": "int64", "tensor(int32)": "int32", "tensor(uint8)": "uint8"}
 
 
 @pytest.fixture
