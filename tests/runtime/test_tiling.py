@@ -290,7 +290,7 @@ print(json.dumps([made, peak() - before]))
 @pytest.mark.parametrize(
     ("model", "half", "frames", "limit"),
     [
-        pytest.param("tiny_bundle", "decode", 30, 450, id="tiny-decode"),
+        pytest.param("tiny_bundle", "decode", 30, 450, id="tiny-decode", marks=pytest.mark.slow),
         pytest.param("demo_bundle", "decode", 30, 450, id="demo-decode", marks=pytest.mark.slow),
         pytest.param("demo_bundle", "encode", 45, 330, id="demo-encode"),
     ],

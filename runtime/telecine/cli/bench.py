@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Callable
@@ -55,13 +56,13 @@ def bench(
     from telecine.bench.settings import Settings
     from telecine.bundle import Bundle
 
+    settings = Settings(threads=threads or len(os.sched_getaffinity(0)), **parameters)
     _check(against, {"--compile": compiled, "--roofline": roofline})
     _check_sweep_and_files(most_tokens, plot, output)
     opened = Bundle.open(bundle)
     if opened.manifest.family != "ltx-video":
         _check_family(opened.manifest.family, {"--roofline": roofline, "--sweep": most_tokens is not None})
-        parameters |= {"decode_timestep": None, "decode_noise_scale": None}  # of its decoder alone
-    settings = Settings(threads=threads or len(os.sched_getaffinity(0)), **parameters)
+        settings = dataclasses.replace(settings, decode_timestep=None, decode_noise_scale=None)  # of its decoder alone
     asked = Measurement(
         competitors=[
             lambda: Telecine(bundle, threads=settings.threads, device=settings.device),

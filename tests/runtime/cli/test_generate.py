@@ -73,11 +73,13 @@ def test_cogvideox_changes_a_video(cogvideox: Callable[..., tuple[Path, Path]], 
     ("style", "options", "shape", "rate"),
     [
         ("2b", ["--num-frames", "9", "--height", "32", "--width", "48"], (9, 32, 48, 3), 8),
-        ("5b", ["--use-dynamic-cfg", "--num-frames", "1", "--height", "32", "--width", "48"], (1, 32, 48, 3), 8),
+        pytest.param("5b", ["--use-dynamic-cfg", "--num-frames", "1", "--height", "32", "--width", "48"],
+                     (1, 32, 48, 3), 8, marks=pytest.mark.slow),
         ("5b-I2V", ["--image", "PICTURE", "--num-frames", "9"], (9, 64, 96, 3), 8),
-        ("1.5-5b", ["--num-frames", "13", "--height", "48", "--width", "32"], (16, 48, 32, 3), 16),
-        ("1.5-5b-I2V", ["--image", "PICTURE", "--num-frames", "9", "--height", "32", "--width", "32"],
-         (9, 32, 32, 3), 16),
+        pytest.param("1.5-5b", ["--num-frames", "13", "--height", "48", "--width", "32"], (16, 48, 32, 3), 16,
+                     marks=pytest.mark.slow),
+        pytest.param("1.5-5b-I2V", ["--image", "PICTURE", "--num-frames", "9", "--height", "32", "--width", "32"],
+                     (9, 32, 32, 3), 16, marks=pytest.mark.slow),
     ],
 )  # fmt: skip
 def test_every_cogvideox_generates(
