@@ -32,10 +32,6 @@ class PromptCache:
         """What is kept now."""
         return self._bytes
 
-    def holds(self, input_ids: npt.NDArray[Any]) -> bool:
-        """Whether these (B, L) ids need no encoder."""
-        return bool(self.capacity) and _key(input_ids) in self._kept
-
     def embeds(self, input_ids: npt.NDArray[Any], encode: Callable[[], Array]) -> Array:
         """(B, L) ids → (B, L, D), read only where they are kept; `encode` makes what is not there."""
         if not self.capacity:
