@@ -1,8 +1,11 @@
-# Everything runs in .venv, which the first target makes. Nothing outside the checkout is touched.
+# Everything runs in .venv, which the first target makes, and Triton in .triton-env. Nothing outside the checkout is
+# touched.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+TRITON := .triton-env
+INSTALL := -m pip install --quiet --disable-pip-version-check --constraint
+PIP    := $(BIN)/python $(INSTALL) constraints.txt
 
 # make demo MODEL=folder-or-hub-id PROMPT="..." GENERATE="--seed 3 --num-frames 49"
 MODEL    ?=
@@ -19,7 +22,7 @@ BENCH    ?=
 # make test ARGS="-k noise -x"
 ARGS     ?=
 
-.PHONY: demo test test-slow lint format build-engines wheelhouse bench clean
+.PHONY: demo test test-slow lint format build-engines wheelhouse bench triton-env clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python scripts/demo.py --model "$(MODEL)" --prompt "$(PROMPT)" -- $(GENERATE)
@@ -51,6 +54,8 @@ wheelhouse: $(VENV)/bin/python
 bench: $(VENV)/.demo
 	$(BIN)/python scripts/run_benchmarks.py $(BENCH)
 
+triton-env: $(TRITON)/.done
+
 clean:
 	rm -rf bundles out dist
 
@@ -69,4 +74,10 @@ $(VENV)/.engines: $(VENV)/.demo
 # The bindings of TensorRT come without its libraries: tests compare their doubles with them.
 $(VENV)/.dev: $(VENV)/.engines
 	$(PIP) --editable ".[export,onnxruntime,video,tensorrt-rtx,dev]" tensorrt-cu13-bindings tensorrt-lean-cu13-bindings
+	@touch $@
+
+# An environment of its own: tritonserver and its client want other versions than the tests.
+$(TRITON)/.done: pyproject.toml constraints-triton.txt
+	$(PYTHON) -m venv $(TRITON)
+	$(TRITON)/bin/python $(INSTALL) constraints-triton.txt --editable ".[onnxruntime]" nvidia-pytriton
 	@touch $@

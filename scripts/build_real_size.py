@@ -17,7 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,7 +65,7 @@ def main() -> None:
     for network in arguments.network or CHOICES:
         out = Path(tempfile.mkdtemp(prefix="telecine-build-", dir=arguments.out))
         try:
-            bundle = make_bundle(network, out, precision=arguments.precision)
+            bundle = make_bundle([network], out / "bundle", precision=arguments.precision)
             built = build(bundle, network, target=arguments.target, workload=arguments.workload)
         finally:
             if not arguments.keep:
@@ -82,13 +82,14 @@ def as_text(built: Built, precision: str, target: str) -> str:
     )
 
 
-def make_bundle(network: str, out: Path, *, precision: str) -> Path:
-    """A bundle of one network, with random weights and no tokenizer to speak of: nothing can be generated with it."""
-    bundle = out / "bundle"
+def make_bundle(chosen: Sequence[str], bundle: Path, *, precision: str) -> Path:
+    """A bundle of some networks, with random weights and no tokenizer to speak of: prompts must come as embeddings."""
     (bundle / "tokenizer").mkdir(parents=True)
     tokenizer = bundle / "tokenizer" / "tokenizer.json"
     tokenizer.write_text("{}")
-    component, _ = export(dataclasses.replace(CHOICES[network], precision=precision), bundle)
+    components = {
+        network: export(dataclasses.replace(CHOICES[network], precision=precision), bundle)[0] for network in chosen
+    }
     described = Source(
         root=Path("random"),
         pipeline_class="LTXPipeline",
@@ -103,7 +104,7 @@ def make_bundle(network: str, out: Path, *, precision: str) -> Path:
         family="ltx-video",
         variant="0.9.5",
         pipeline=described.pipeline_class,
-        components={network: component},
+        components=components,
         tokenizer=FileEntry(path="tokenizer/tokenizer.json", size=2, sha256=sha256(tokenizer)),
         host=networks.host(described),
         presets={},

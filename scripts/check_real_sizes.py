@@ -1,4 +1,4 @@
-"""Export LTX-Video's networks at their real sizes, check the graphs, and run a step of each that fits into memory.
+"""Export LTX-Video's and CogVideoX' networks at their real sizes, check the graphs, and run what fits into memory.
 
     python scripts/check_real_sizes.py [NAME]... [--out DIR] [--json]
 
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Export and run LTX-Video's networks at their real sizes.")
+    parser = argparse.ArgumentParser(description="Export and run networks at their real sizes.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"Some of: {', '.join(NETWORKS)}.")
     parser.add_argument("--out", type=Path, default=Path("out/real_sizes"), help="Where files and results go.")
     parser.add_argument("--json", action="store_true", help="Print JSON.")

@@ -1,4 +1,4 @@
-"""LTX-Video's networks in their real configurations, with random weights that are made while they are written."""
+"""LTX-Video's and CogVideoX' networks as they really are, with random weights that are made while they are written."""
 
 from __future__ import annotations
 
@@ -8,26 +8,27 @@ import time
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import numpy.typing as npt
+import real_cogvideox
+import real_ltx_video
 import torch
 from torch import Tensor, nn
 from transformers import T5Config, T5EncoderModel
 
 from telecine.backends.onnxruntime import OnnxRuntimeOptions, OnnxRuntimeSession
-from telecine.families.ltx_video.decode import InjectedNoise
-from telecine.families.ltx_video.host import NoiseLevel
-from telecine.families.ltx_video.names import TIED_NAMES
-from telecine.manifest import Component, Graph
-from telecine.noise import second_stream
-from telecine.rope import grid_index, make_tables, video_positions
-from telecine.shapes import Grid, LatentShape
+from telecine.families.names import TIED_NAMES
+from telecine.manifest import Component
+from telecine.shapes import LatentShape
 from telecine_export.checkpoints.checkpoint import Checkpoint
 from telecine_export.export import DEFAULT_OPSET, Progress, export_component
+from telecine_export.families.cogvideox.precision import POLICIES as COGVIDEOX_POLICIES
 from telecine_export.families.ltx_video import networks, upsampler
 from telecine_export.families.ltx_video.precision import POLICIES
 from telecine_export.families.ltx_video.releases import (
@@ -63,20 +64,28 @@ TOKENS, CLIP, LATENTS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Network:
-    """A graph over a component of a checkpoint, in a configuration; what it is run on."""
+    """The graphs over a component of a checkpoint, in a configuration; what they are run on.
+
+    A network of several graphs is a half of a VAE that runs in chunks.
+    """
 
     checkpoint: str
     settings: Config
-    graph: Callable[[Any], GraphSpec]
+    graphs: Callable[[Any], list[GraphSpec]]
     latent: LatentShape
     precision: str = "fp32"
+
+    @property
+    def is_cogvideox(self) -> bool:
+        return "CogVideoX" in self.settings.get("_class_name", "")
 
     def module(self) -> Any:
         """diffusers' or transformers' module, without weights."""
         with torch.device("meta"):
             if self.checkpoint == "text_encoder":
                 return T5EncoderModel(T5Config(**self.settings))
-            return MODULES[self.checkpoint].from_config(dict(self.settings))
+            kind = getattr(diffusers, self.settings.get("_class_name", ""), MODULES[self.checkpoint])
+            return kind.from_config(dict(self.settings))
 
     def config(self) -> dict[str, Any]:
         """Complete: with diffusers' defaults for what the settings leave out."""
@@ -87,30 +96,43 @@ def _upsampler(config: Config) -> GraphSpec:
     return upsampler.latent_upsampler(config, latent_channels=config["in_channels"])
 
 
+def _alone(graph: Callable[[Any], GraphSpec]) -> Callable[[Any], list[GraphSpec]]:
+    """Of a component with one graph."""
+    return lambda config: [graph(config)]
+
+
 def _transformer(settings: Config, precision: str) -> Network:
     return Network(
-        checkpoint="transformer", settings=settings, graph=networks.transformer, latent=TOKENS, precision=precision
+        checkpoint="transformer",
+        settings=settings,
+        graphs=_alone(networks.transformer),
+        latent=TOKENS,
+        precision=precision,
     )
 
 
 NETWORKS: Mapping[str, Network] = {
     **{
         f"latent_upsampler {name}": Network(
-            checkpoint="latent_upsampler", settings=settings, graph=_upsampler, latent=LATENTS
+            checkpoint="latent_upsampler", settings=settings, graphs=_alone(_upsampler), latent=LATENTS
         )
         for name, settings in {"spatial": SPATIAL, "temporal": TEMPORAL}.items()
     },
     **{
-        f"{name} {release}": Network(checkpoint="vae", settings=settings, graph=graph, latent=CLIP)
+        f"{name} {release}": Network(checkpoint="vae", settings=settings, graphs=_alone(graph), latent=CLIP)
         for release, settings in {"0.9.0": VAE_090, "0.9.1": VAE_091, "0.9.5": VAE_095}.items()
         for name, graph in {"vae_encoder": networks.vae_encoder, "vae_decoder": networks.vae_decoder}.items()
     },
     # As wide as T5-XXL, with 4 of its 24 layers: all are alike.
     "text_encoder 4 layers": Network(
-        checkpoint="text_encoder", settings={**T5_XXL, "num_layers": 4}, graph=text_encoder, latent=CLIP
+        checkpoint="text_encoder", settings={**T5_XXL, "num_layers": 4}, graphs=_alone(text_encoder), latent=CLIP
     ),
     "transformer 2B": _transformer(TRANSFORMER_2B, "fp32"),
     "transformer 13B": _transformer(TRANSFORMER_13B, "fp16"),  # its fp32 weights alone are 52 GB
+    **{
+        name: Network(checkpoint=checkpoint, settings=config, graphs=graphs, latent=latent, precision=precision)
+        for name, (checkpoint, config, graphs, latent, precision) in real_cogvideox.settings().items()
+    },
 }
 
 
@@ -168,17 +190,18 @@ def export(network: Network, folder: Path) -> tuple[Component, dict[str, Any]]:
         root=Path("random"), pipeline_class="LTXPipeline", components={network.checkpoint: RandomComponent(network)}
     )
     reports: list[Any] = []
-    spec = network.graph(network.config())
+    specs = network.graphs(network.config())
+    policies = COGVIDEOX_POLICIES if network.is_cogvideox else POLICIES
     start = time.monotonic()
     written = export_component(
         source,
         folder,
-        [spec],
+        specs,
         precision=network.precision,
         opset=DEFAULT_OPSET,
         progress=Progress(finished=reports.append),
-        policy=POLICIES[spec.component],
-        amax={spec.role: defaultdict(lambda: AMAX)},
+        policy=policies[specs[0].component],
+        amax={spec.role: defaultdict(lambda: AMAX) for spec in specs},
     )
     return written, {
         "precision": network.precision,
@@ -195,7 +218,7 @@ def run(network: Network, folder: Path, written: Component) -> dict[str, Any]:
     `difference` is the largest, in deviations of what torch makes.
     """
     inputs = feeds(network)
-    got, seconds = _on_onnxruntime(written.graphs["main"], folder, inputs)
+    got, seconds = _on_onnxruntime(network, written, folder, inputs)
     with torch.no_grad(), seeded_globally(SEED):
         expected = _reference(network, load(network), inputs).numpy()
     if network.checkpoint == "vae" and expected.shape != got.shape:
@@ -209,13 +232,44 @@ def run(network: Network, folder: Path, written: Component) -> dict[str, Any]:
     }
 
 
-def _on_onnxruntime(graph: Graph, folder: Path, inputs: Feeds) -> tuple[Array, float]:
-    with OnnxRuntimeSession.load(
-        graph, folder / graph.file.path, device="cpu", options=OnnxRuntimeOptions(memory_arena=False)
-    ) as session:
+def _on_onnxruntime(network: Network, written: Component, folder: Path, inputs: Feeds) -> tuple[Array, float]:
+    """What the graphs make, and in how many seconds once they are loaded."""
+    with closing(Graphs(written, folder)) as graphs:
+        component = network.graphs(network.config())[0].component
+        if "main" in written.graphs:
+            session = graphs.session(component)
+            start = time.monotonic()
+            (made,) = session.run(inputs).values()
+            return made, time.monotonic() - start
+        half = real_cogvideox.CHUNKED[component]
+        (source,) = inputs.values()
+        for chunk in half.chunks(source.shape[2]):
+            graphs.session(component, chunk.role)
         start = time.monotonic()
-        (made,) = session.run(inputs).values()
-        return made, time.monotonic() - start
+        return half.run_whole(graphs, source), time.monotonic() - start
+
+
+class Graphs:
+    """The graphs of one component, as `telecine.families.base.Models` has them."""
+
+    def __init__(self, written: Component, folder: Path) -> None:
+        self._written, self._folder = written, folder
+        self._sessions: dict[str, OnnxRuntimeSession] = {}
+
+    def session(self, component: str, role: str = "main") -> OnnxRuntimeSession:
+        if role not in self._sessions:
+            graph = self._written.graphs[role]
+            self._sessions[role] = OnnxRuntimeSession.load(
+                graph, self._folder / graph.file.path, device="cpu", options=OnnxRuntimeOptions(memory_arena=False)
+            )
+        return self._sessions[role]
+
+    def helper(self, component: str) -> None:
+        """None: all runs on the host."""
+
+    def close(self) -> None:
+        for session in self._sessions.values():
+            session.close()
 
 
 def load(network: Network) -> nn.Module:
@@ -228,68 +282,19 @@ def load(network: Network) -> nn.Module:
 
 
 def feeds(network: Network) -> Feeds:
-    """Random inputs of the graph, of one video."""
-    config, latent = network.config(), network.latent
-    random = np.random.default_rng(SEED)
-
-    def normal(*shape: int) -> Array:
-        return random.standard_normal(shape, dtype=np.float32)
-
-    spec = network.graph(config)
-    if spec.component == "transformer":
-        frequencies = networks.rope_frequencies(config).numpy()
-        rope = make_tables(video_positions(latent, Grid(spatial=32, temporal=8), 25.0), grid_index(latent), frequencies)
-        return {
-            "hidden_states": normal(1, latent.tokens, config["in_channels"]),
-            "encoder_hidden_states": normal(1, 16, config["caption_channels"]),
-            "encoder_attention_mask": (np.arange(16) < 11).astype(np.float32)[np.newaxis],
-            "timestep": np.array([[700.0]], np.float32),
-            "rope_cos": rope.cos,
-            "rope_sin": rope.sin,
-            "rope_index": rope.index,
-            "stg_mode": np.zeros((config["num_layers"], 1), np.int32),
-        }
-    if spec.component == "text_encoder":
-        return {"input_ids": random.integers(0, config["vocab_size"], (1, 16))}
-    if spec.component == "vae_encoder":
-        video = latent.video(Grid(spatial=32, temporal=8))
-        return {"video": np.tanh(normal(1, 3, video.num_frames, video.height, video.width))}
-    channels = config["in_channels"] if spec.component == "latent_upsampler" else config["latent_channels"]
-    inputs = {"latents": normal(*latent.array_shape(1, channels))}
-    if "timestep" in spec.sample:
-        inputs["timestep"] = np.array([0.05], np.float32)
-    if spec.component == "vae_decoder":
-        levels = tuple(NoiseLevel(scale, maps) for scale, maps in networks.decoder_noise(config).items())
-        inputs |= InjectedNoise(levels, second_stream(SEED), inputs["latents"], fresh=False).whole
-    return inputs
+    """Random inputs of the graphs, of one video."""
+    config, random = network.config(), np.random.default_rng(SEED)
+    spec = network.graphs(config)[0]
+    if network.is_cogvideox:
+        return real_cogvideox.feeds(config, spec.component, network.latent, random)
+    return real_ltx_video.feeds(config, spec, network.latent, random)
 
 
 def _reference(network: Network, model: Any, inputs: Feeds) -> Tensor:
-    """What diffusers' module makes of the inputs of a graph."""
-    tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
-    if "input_ids" in tensors:
-        embeds: Tensor = model(tensors["input_ids"]).last_hidden_state
-        return embeds
-    if "video" in tensors:
-        moments: Tensor = model.encode(tensors["video"]).latent_dist.parameters
-        return moments
-    if network.checkpoint == "vae":
-        frames: Tensor = model.decode(tensors["latents"], tensors.get("timestep")).sample
-        return frames
-    if network.checkpoint == "latent_upsampler":
-        larger: Tensor = model(tensors["latents"])
-        return larger
-    latent = network.latent
-    (velocity,) = model(
-        **{name: tensor for name, tensor in tensors.items() if not name.startswith(("rope", "stg"))},
-        num_frames=latent.frames,
-        height=latent.height,
-        width=latent.width,
-        rope_interpolation_scale=(8 / 25.0, 32, 32),
-        return_dict=False,
-    )
-    made: Tensor = velocity
-    return made
+    """What diffusers' module makes of the inputs of the graphs."""
+    if network.is_cogvideox:
+        return real_cogvideox.reference(model, inputs)
+    return real_ltx_video.reference(network.checkpoint, model, network.latent, inputs)
 
 
 def memory_to_run(report: Mapping[str, Any]) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from doubles.cuda_runtime import CudaDouble
-from doubles.install import install_cuda, install_tensorrt
+from doubles.install import install_cuda, install_onnxruntime, install_tensorrt
 
 from telecine.bundle import Bundle
 from telecine.manifest import FILE_NAME
@@ -156,18 +156,45 @@ def temporal_bundle(
 
 
 @pytest.fixture(scope="session")
-def cogvideox(shared: Callable[..., Path]) -> Callable[..., tuple[Path, Path]]:
+def cogvideox_precisions(shared: Callable[..., Path]) -> Callable[[str], Path]:
+    """`cogvideox_precisions("fp16")`: the tiny CogVideoX in the style of 2b at a precision, of one trace. Read only.
+
+    Ungated: what its precisions cost is a test of its own.
+    """
+
+    def make(folder: Path) -> None:
+        from telecine_export.export import export_bundle
+        from telecine_export.precision.typed import Traces
+        from telecine_export.source import open_source
+
+        source, traces = open_source(str(_cogvideox_source(shared, "2b"))), Traces(23)
+        for precision in ("fp32", "fp16", "bf16", "fp8"):
+            reference = folder / "fp32" if precision == "fp8" else None
+            export_bundle(
+                source, folder / precision, precision=precision, gate=None, reference=reference, traces=traces
+            )
+
+    return lambda precision: shared("cogvideox-2b-bundles", make) / precision
+
+
+def _cogvideox_source(shared: Callable[..., Path], style: str) -> Path:
+    make = load_script("make_tiny_cogvideox").make_tiny_cogvideox
+    return shared(f"cogvideox-{style}-source", lambda path: make(path, style=style))
+
+
+@pytest.fixture(scope="session")
+def cogvideox(
+    shared: Callable[..., Path], cogvideox_precisions: Callable[[str], Path]
+) -> Callable[..., tuple[Path, Path]]:
     """`cogvideox("5b")`: a tiny checkpoint in the style of a release, and its bundle. Read only.
 
     All styles have the same T5 and the same VAE's weights: those are traced once.
     """
-    make = load_script("make_tiny_cogvideox").make_tiny_cogvideox
 
     def get(style: str) -> tuple[Path, Path]:
-        source = shared(f"cogvideox-{style}-source", lambda path: make(path, style=style))
+        source, first = _cogvideox_source(shared, style), cogvideox_precisions("fp32")
         if style == "2b":
-            return source, shared(f"cogvideox-{style}-bundle", lambda path: _export(source, path))
-        _, first = get("2b")
+            return source, first
         return source, shared(f"cogvideox-{style}-bundle", lambda path: _export_style(source, path, first))
 
     return get
@@ -222,6 +249,12 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[CudaDouble]:
 def tensorrt(gpu: CudaDouble, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """`tensorrt("tensorrt_rtx")`: a TensorRT double in place of that package (default: `tensorrt` 11)."""
     return lambda *arguments: install_tensorrt(monkeypatch, gpu, *arguments)
+
+
+@pytest.fixture
+def onnxruntime_gpu(gpu: CudaDouble, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """`onnxruntime_gpu(inputs_on_host=[...])`: a double of onnxruntime-gpu in place of ONNX Runtime."""
+    return lambda **settings: install_onnxruntime(monkeypatch, gpu, **settings)
 
 
 def edit_bundle(bundle: Path, copy: Path, *, host: dict[str, Any] | None = None, **fields: Any) -> Path:

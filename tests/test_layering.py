@@ -16,7 +16,7 @@ TORCH_SIDE = {"torch", "diffusers", "transformers", "onnx", "onnx_ir", "onnxscri
 LOADED_LATE = {"onnxruntime", "av", "PIL", "tensorrt", "tensorrt_rtx", "tensorrt_lean", "cuda"}  # inside functions
 PURE = (
     "shapes", "latents", "rope", "guidance", "per_step", "noise", "pixels", "conditioning", "tiling", "denoise",
-    "schedulers", "upsampling", "resample", "interpolate", "picture_quality",
+    "linear_step", "schedulers", "upsampling", "resample", "interpolate", "picture_quality", "overridable",
 )  # fmt: skip
 IMPURE_STDLIB = {"io", "logging", "os", "pathlib", "random", "shutil", "socket", "subprocess", "tempfile", "time"}
 
@@ -61,7 +61,7 @@ def name_of(path: Path) -> str:
 
 def pure_modules() -> list[Path]:
     root = ROOT / "runtime" / "telecine"
-    return [path for path in modules("runtime") if path.relative_to(root).with_suffix("").parts[0] in PURE]
+    return [path for path in modules("runtime/telecine") if path.relative_to(root).with_suffix("").parts[0] in PURE]
 
 
 @pytest.mark.parametrize("path", modules("runtime"), ids=name_of)

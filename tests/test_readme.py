@@ -31,6 +31,17 @@ CALLS = {
     "U": LTXLatentUpsamplePipeline.__call__,
     "F": LTXVideoTransformer3DModel.forward,
 }
+# Options of docker and of tritonserver.
+FOREIGN = {
+    "--build",
+    "--gpus",
+    "--rm",
+    "--shm-size",
+    "--model-repository",
+    "--model-control-mode",
+    "--load-model",
+    "--backend-config",
+}
 # What a row says first.
 VERDICTS = ("work", "named", "not taken", "not input", "input")
 
@@ -93,9 +104,10 @@ def test_commands_and_their_options_exist() -> None:
 
 
 def test_every_option_that_is_named_exists() -> None:
-    """Anywhere in the page, also in prose: an option of telecine, of a script, or of pip."""
-    known = set().union(*(options_of(command) for command in main.commands.values())) | {"--help"}
-    for script in (ROOT / "scripts").glob("*.py"):
+    """Anywhere in the page, also in prose: an option of telecine, of a script, or of what serves it."""
+    known = set().union(*(options_of(command) for command in main.commands.values())) | {"--help"} | FOREIGN
+    examples = [*(ROOT / "runtime" / "examples").glob("*.py"), *(ROOT / "runtime" / "embed" / "example").glob("*.?pp")]
+    for script in [*(ROOT / "scripts").glob("*.py"), *examples]:
         known |= set(re.findall(r"\"(--[\w-]+)\"", script.read_text()))
     assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", README)) <= known
 

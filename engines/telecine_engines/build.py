@@ -13,21 +13,22 @@ from typing import Any
 from telecine.backends.tensorrt.library import Library
 from telecine.bundle import Bundle
 from telecine.engine import Sidecar, sidecar_path
-from telecine.workload import KEYFRAMES, VAE_TILE, Workload
+from telecine.workload import Workload
 from telecine_engines.builder import build_plan, estimate_activations
 from telecine_engines.library import open_library
 from telecine_engines.lock import build_lock
 from telecine_engines.options import BuildOptions
 from telecine_engines.planner import GraphPlan, plan_build
 from telecine_engines.targets import parse_target
-from telecine_engines.workloads import parse_workloads
+from telecine_engines.workloads import family_of, parse_workloads
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildRequest:
     """What to build: `targets` and `workloads` as on the command line; no `components` are all of them.
 
-    `engines` is where plans go, the bundle's own folder by default. `vae_tile` and `keyframes`: see `Workload`.
+    `engines` is where plans go, the bundle's own folder by default. `vae_tile` and `keyframes`: see `Workload`;
+    None is the family's own.
     """
 
     bundle: Bundle
@@ -36,8 +37,8 @@ class BuildRequest:
     components: Sequence[str] = ()
     options: BuildOptions = field(default_factory=BuildOptions)
     engines: Path | None = None
-    vae_tile: str = VAE_TILE
-    keyframes: int = KEYFRAMES
+    vae_tile: str | None = None
+    keyframes: int | None = None
 
     @property
     def folder(self) -> Path:
@@ -46,7 +47,11 @@ class BuildRequest:
     @property
     def settings(self) -> dict[str, str | int | bool | None]:
         """What the workloads are planned with, beside their sizes."""
-        return {"vae_tile": self.vae_tile, "keyframes": self.keyframes}
+        family = family_of(self.bundle)
+        return {
+            "vae_tile": family.vae_tile if self.vae_tile is None else self.vae_tile,
+            "keyframes": family.keyframes if self.keyframes is None else self.keyframes,
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

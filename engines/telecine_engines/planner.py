@@ -9,19 +9,20 @@ from pathlib import Path
 from telecine.backends.tensorrt.library import Library
 from telecine.bundle import Bundle
 from telecine.engine import Sidecar, plan_path, sidecar_path, this_platform
-from telecine.errors import BundleError, EngineError
-from telecine.families import FAMILIES
-from telecine.families.base import AxisRangesOf
+from telecine.errors import EngineError
 from telecine.manifest import Component
 from telecine.workload import Workload
 from telecine_engines.key import plan_key
 from telecine_engines.options import BuildOptions
 from telecine_engines.profiles import Profile, plan_profiles
 from telecine_engines.targets import Target
+from telecine_engines.workloads import family_of
 
 # What a plan has beside its weights, for each GPU and profile: the graph and its kernels. TensorRT for RTX 1.7 wrote 1
 # to 4 MB for tiny networks; `tensorrt` has more of them in the plan.
 KERNELS = 3_000_000
+# Of graphs without weights, which are a few dozen kernels: 0.2 to 0.7 MB.
+FEW_KERNELS = 200_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +81,7 @@ def _plan_graph(
     engines: Path,
 ) -> GraphPlan:
     graph = component.graphs[role]
-    axis_ranges, host = _family_axes(bundle), bundle.manifest.host
+    axis_ranges, host = family_of(bundle).axis_ranges, bundle.manifest.host
     sizes = [size for workload in workloads for size in axis_ranges(name, workload, host)]
     profiles = plan_profiles(graph.inputs, sizes)
     key = plan_key(
@@ -96,7 +97,7 @@ def _plan_graph(
         options=options.recorded(),
     )
     path = plan_path(engines, target=target.name, library_version=library.version, key=key, component=name, role=role)
-    kernels = KERNELS * len(target.capabilities) * len(profiles)
+    kernels = (KERNELS if component.weights.size else FEW_KERNELS) * len(target.capabilities) * len(profiles)
     return GraphPlan(
         component=name,
         role=role,
@@ -109,16 +110,6 @@ def _plan_graph(
         expected_bytes=kernels + (0 if options.strip_plan else component.weights.size),
         done=finished(path, key),
     )
-
-
-def _family_axes(bundle: Bundle) -> AxisRangesOf:
-    if bundle.manifest.family not in FAMILIES:
-        raise BundleError(
-            f"{bundle.root} holds a {bundle.manifest.family} model",
-            expected=f"one of {', '.join(FAMILIES)}",
-            fix="Upgrade telecine.",
-        )
-    return FAMILIES[bundle.manifest.family].axis_ranges
 
 
 def finished(path: Path, key: str) -> Sidecar | None:

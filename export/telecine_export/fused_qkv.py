@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from telecine.errors import SourceError
-from telecine_export.checkpoints.joined import JOINTS
+from telecine.joint_projections import JOINTS
 from telecine_export.graphs import GraphSpec
 
 SELF, CROSS = "to_qkv", "to_kv"

@@ -18,7 +18,8 @@ class GraphSpec:
     `axes` names each input's dynamic axes; a name is either a symbol (`tokens`) or a symbol with a grid rule
     (`8*latent_frames-7`). `untied` lists (input, axis, name) triples that are traced equal to another axis and then
     set free: the graph broadcasts over them. `rename` maps a parameter of the module to the checkpoint's name. `states`
-    are outputs beside `output`, by name. `fused` says whether projections are joined (`fused_qkv`).
+    are outputs beside `output`, by name. `checkpoint` is the source's component that has the weights, None for a graph
+    without any. `fused` says whether projections are joined (`fused_qkv`).
     """
 
     component: str
@@ -28,7 +29,7 @@ class GraphSpec:
     axes: Mapping[str, AxisNames]
     output: str
     output_shape: tuple[str | int, ...]
-    checkpoint: str
+    checkpoint: str | None
     rename: Callable[[str], str] = lambda name: name
     untied: tuple[tuple[str, int, str], ...] = field(default=())
     states: Mapping[str, tuple[str | int, ...]] = field(default_factory=dict)

@@ -14,7 +14,7 @@ from telecine.json_files import read_json
 from telecine.lora import Lora, split_scale
 from telecine.safetensors_files import weight_files
 from telecine_export import hub
-from telecine_export.checkpoints.checkpoint import Checkpoint
+from telecine_export.checkpoints.checkpoint import Checkpoint, NoTensors
 from telecine_export.checkpoints.lora import FusedLoras
 from telecine_export.components import CONFIG_FILE, SCHEDULER_FILE, Component, FileComponent, FolderComponent, open_file
 from telecine_export.families.ltx_video.releases import check_widths, holds, recognise, release_of
@@ -40,8 +40,10 @@ class Source:
         """The component's configuration as the checkpoint ships it, or as its tensors tell it."""
         return self.component(component).config()
 
-    def checkpoint(self, component: str) -> Checkpoint:
-        """The component's tensors, by diffusers' names."""
+    def checkpoint(self, component: str | None) -> Checkpoint:
+        """The component's tensors, by diffusers' names; None has none."""
+        if component is None:
+            return NoTensors()
         checkpoint = self.component(component).checkpoint()
         if component == "transformer" and self.loras:
             return FusedLoras(checkpoint, self.loras, transformer_name)

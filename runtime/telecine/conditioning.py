@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from telecine.linear_step import LinearStep
 from telecine.schedulers.flow_match_euler import FlowMatchEulerConfig, Schedule, step
-from telecine.schedulers.token_step import step_tokens
+from telecine.schedulers.token_step import step_tokens, token_sigmas
 
 Array = npt.NDArray[np.float32]
 
@@ -20,6 +22,14 @@ Array = npt.NDArray[np.float32]
 PREFIX_LATENT_FRAMES = 2
 ONE = np.float32(1)
 SAME = np.float32(1e-6)  # timesteps (as sigmas) and strengths this close are one
+
+
+class Span(NamedTuple):
+    """The sigmas that a step goes from and to, and whether it moves; each for all tokens, or (T,) with one a token."""
+
+    start: npt.ArrayLike
+    end: npt.ArrayLike
+    moves: npt.ArrayLike
 
 
 class Conditioning:
@@ -46,6 +56,23 @@ class Conditioning:
     ) -> Array:
         """(B, T, C) latents after the step; what is kept stays as it is."""
         return step(config, schedule, index, velocity, latents, noise=noise)
+
+    @property
+    def initial(self) -> Array | None:
+        """The (B, T, C) latents that `linear_preparation` brings back."""
+        return None
+
+    def linear_preparation(self, timestep: np.float32) -> LinearStep | None:
+        """`prepare` as a linear form; None where it changes nothing."""
+        return None
+
+    def span(self, config: FlowMatchEulerConfig, schedule: Schedule, index: int) -> Span:
+        """Where step `index` leads."""
+        return Span(schedule.sigmas[index], schedule.sigmas[index + 1], np.True_)
+
+    def full_noise(self, noise: Array) -> Array:
+        """A stochastic step's noise as (B, T, C), with anything at tokens that it does not move."""
+        return noise
 
 
 class FirstFrame(Conditioning):
@@ -78,6 +105,13 @@ class FirstFrame(Conditioning):
         moved = step(config, schedule, index, velocity[:, kept:], latents[:, kept:], noise=noise)
         return np.concatenate([latents[:, :kept], moved], axis=1)
 
+    def span(self, config: FlowMatchEulerConfig, schedule: Schedule, index: int) -> Span:
+        return Span(schedule.sigmas[index], schedule.sigmas[index + 1], np.arange(self.timestep_tokens) >= self._kept)
+
+    def full_noise(self, noise: Array) -> Array:
+        kept = np.zeros((len(noise), self._kept, noise.shape[2]), np.float32)
+        return np.concatenate([kept, noise], axis=1)
+
 
 class TokenStrengths(Conditioning):
     """Each token is held by a strength from 0 to 1: it joins the denoising when the noise falls to 1 - strength.
@@ -108,8 +142,25 @@ class TokenStrengths(Conditioning):
         noised = self._draw_noise()
         noised *= self._noise_scale
         noised *= sigma * sigma
-        noised += self._initial
-        return np.where((self._strengths > ONE - SAME)[:, np.newaxis], noised, latents)
+        return np.where(self._held[:, np.newaxis], noised + self._initial, latents)
+
+    @property
+    def _held(self) -> npt.NDArray[np.bool_]:
+        held: npt.NDArray[np.bool_] = self._strengths > ONE - SAME
+        return held
+
+    @property
+    def initial(self) -> Array | None:
+        return self._initial
+
+    def linear_preparation(self, timestep: np.float32) -> LinearStep | None:
+        if self._draw_noise is None or self._initial is None:
+            return None
+        sigma = timestep / np.float32(1000)
+        return LinearStep(
+            sample=~self._held, noise=self._held * (self._noise_scale * (sigma * sigma)), anchor=self._held,
+            draw=self._draw_noise,
+        )  # fmt: skip
 
     def token_timesteps(self, timestep: np.float32) -> Array:
         return np.minimum(timestep, (ONE - self._strengths) * np.float32(1000))
@@ -125,8 +176,15 @@ class TokenStrengths(Conditioning):
     ) -> Array:
         timestep = schedule.timesteps[index]
         moved = step_tokens(config, schedule, self.token_timesteps(timestep), velocity, latents, noise=noise)
-        joined = timestep / np.float32(1000) - SAME < ONE - self._strengths
-        return np.where(joined[:, np.newaxis], moved, latents)
+        return np.where(self._joined(timestep)[:, np.newaxis], moved, latents)
+
+    def span(self, config: FlowMatchEulerConfig, schedule: Schedule, index: int) -> Span:
+        timestep = schedule.timesteps[index]
+        return Span(*token_sigmas(config, schedule, self.token_timesteps(timestep)), self._joined(timestep))
+
+    def _joined(self, timestep: np.float32) -> npt.NDArray[np.bool_]:
+        joined: npt.NDArray[np.bool_] = timestep / np.float32(1000) - SAME < ONE - self._strengths
+        return joined
 
 
 class Canvas:
@@ -139,7 +197,7 @@ class Canvas:
     """
 
     def __init__(self, noise: Array, temporal_ratio: int) -> None:
-        self._main = noise.copy()
+        self._main = noise
         self._main_strengths = np.zeros(noise.shape[2], np.float32)
         self._ratio = temporal_ratio
         self._extra: list[Array] = []
@@ -164,9 +222,10 @@ class Canvas:
         self._extra_first_frames.append(first_frames(prefix.shape[2], self._ratio) + frame_index)
 
     def _mix(self, start: int, condition: Array, strength: float) -> None:
-        frames = slice(start, start + condition.shape[2])
-        self._main[:, :, frames] = lerp(self._main[:, :, frames], condition, strength)
-        self._main_strengths[frames] = strength
+        stop = start + condition.shape[2]
+        before, mixed, after = np.split(self._main, [start, stop], axis=2)
+        self._main = np.concatenate([before, lerp(mixed, condition, strength), after], axis=2)
+        self._main_strengths[start:stop] = strength
 
     @property
     def latents(self) -> Array:

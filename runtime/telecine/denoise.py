@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from telecine.errors import Cancelled, RequestError
 from telecine.guidance import Guidance, HasPasses
+from telecine.linear_step import LinearStep
 
 Array = npt.NDArray[np.float32]
 # (B, ...) latents: an array, or a NamedTuple of arrays that are denoised together.
@@ -47,29 +48,73 @@ class Sampler(Protocol[Latents, Told_co]):
         """The (B, ...) latents after step `index`."""
 
 
-def denoise(
-    network: Callable[[Latents, Told, Step], Latents],
-    latents: Latents,
-    *,
-    sampler: Sampler[Latents, Told],
-    guidance: Guidance[Step],
-    callback: Callback | None = None,
-) -> Latents:
-    """(B, ...) noise → (B, ...) latents, along the sampler's steps. `callback` sees every result and may replace it.
+class LinearSampler(Sampler[Array, "np.float32 | Array"], Protocol):
+    """A sampler whose steps are linear forms of one array too, which a graph can do."""
 
-    `network` gives the (passes * B, ...) predictions of the passes that the step needs.
+    @property
+    def anchor(self) -> Array | None:
+        """The (B, ...) latents that linear steps add as they are; None for the clean ones of the step before."""
+
+    def linear_preparation(self, index: int, /) -> LinearStep | None:
+        """`prepare` as a linear form; None where it changes nothing."""
+
+    def linear_step(self, index: int, /) -> LinearStep:
+        """`step` as a linear form."""
+
+
+class Steps(Protocol[Latents]):
+    """A run's steps, wherever the latents lie."""
+
+    def step(self, index: int, /) -> None:
+        """Do step `index`; steps are done in order."""
+
+    @property
+    def latents(self) -> Latents:
+        """The (B, ...) latents as they are now, on the host."""
+
+    def replace(self, latents: Latents, /) -> None:
+        """Go on from these (B, ...) latents."""
+
+
+class HostSteps(Generic[Latents]):
+    """Steps of NumPy around a network of NumPy's arrays.
+
+    `network`: (B, ...) latents, what it is told and the step's guidance → (passes * B, ...) predictions of the passes
+    that the step needs.
+    """
+
+    def __init__(
+        self,
+        network: Callable[[Latents, Told, Step], Latents],
+        latents: Latents,
+        *,
+        sampler: Sampler[Latents, Told],
+        guidance: Guidance[Step],
+    ) -> None:
+        self.latents = latents
+        self._network, self._sampler, self._guidance = network, sampler, guidance
+
+    def step(self, index: int) -> None:
+        guided = self._guidance.at(index)
+        latents = self._sampler.prepare(index, self.latents)
+        prediction = guided.combine(self._network(latents, self._sampler.timesteps(index), guided))
+        self.latents = self._sampler.step(index, prediction, latents)
+
+    def replace(self, latents: Latents) -> None:
+        self.latents = latents
+
+
+def denoise(steps: Steps[Latents], sigmas: Array, callback: Callback | None = None) -> Latents:
+    """(B, ...) latents after all steps, which begin at (N,) sigmas. `callback` sees every result and may replace it.
 
     Raises:
         Cancelled: the callback returned False.
         RequestError: the callback returned something that cannot be latents.
     """
-    sigmas = sampler.sigmas
     for index, sigma in enumerate(sigmas):
-        guided = guidance.at(index)
-        latents = sampler.prepare(index, latents)
-        prediction = guided.combine(network(latents, sampler.timesteps(index), guided))
-        latents = sampler.step(index, prediction, latents)
+        steps.step(index)
         if callback is not None:
+            latents = steps.latents
             answer = callback(index, len(sigmas), float(sigma), latents)
             if isinstance(answer, (bool, np.bool_)) and not answer:
                 raise Cancelled(
@@ -78,8 +123,8 @@ def denoise(
                     fix="Return None from the callback to go on.",
                 )
             if answer is not None and not isinstance(answer, (bool, np.bool_)):
-                latents = _replacement(answer, latents)
-    return latents
+                steps.replace(_replacement(answer, latents))
+    return steps.latents
 
 
 def _replacement(answer: object, latents: Latents) -> Latents:

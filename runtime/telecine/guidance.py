@@ -8,6 +8,8 @@ from typing import Generic, Literal, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from telecine.overridable import overridable
+
 Array = npt.NDArray[np.float32]
 PIECE = 1 << 15  # values that are widened to float64 at a time: they stay in a cache
 DOT = 1 << 13  # values of a product that OpenBLAS keeps on one thread (it uses more above 10,000)
@@ -51,7 +53,22 @@ class StepGuidance:
         modes = np.zeros((blocks, len(self.passes), batch), np.int32)
         if "perturbed" in self.passes:
             modes[list(self.stg_blocks), -1] = STG_MODES[self.stg_mode]
-        return modes.reshape(blocks, -1)
+        return modes.reshape(blocks, len(self.passes) * batch)
+
+    def weights(self) -> Array:
+        """(3, passes) float32: what the graph `denoise_step` combines predictions p by, as `combine` does.
+
+        c + sum of weights (c - p), where c is the positive one. The first row has the weights, the second is 1 at the
+        positive pass, the third 1 at a pass that is first projected onto the positive one.
+        """
+        by_pass = {"negative": (self.scale - 1, 0, self.cfg_star), "positive": (0, 1, 0)}
+        rows = [by_pass.get(each, (self.stg_scale, 0, 0)) for each in self.passes]
+        return np.array(rows, np.float32).T.copy()
+
+    @property
+    def rescaled(self) -> float:
+        """How much of the rescaling `combine` does: none of a single pass."""
+        return self.rescale if len(self.passes) > 1 else 0.0
 
     def combine(self, velocities: Array) -> Array:
         """(passes * B, T, C) velocities, in the passes' order → (B, T, C)."""
@@ -134,13 +151,14 @@ def rescale(guided: Array, cond: Array, phi: float) -> Array:
 
     Source: Lin et al. 2023, section 3.4; diffusers `rescale_noise_cfg`.
     """
-    ratio = _deviation(cond) / _deviation(guided)
+    ratio = deviation(cond) / deviation(guided)
     # phi * (g * ratio) + (1 - phi) * g, as one multiplication of the large array.
     factor = phi * ratio + (1 - phi)
     return np.multiply(guided, _per_video(factor, guided.ndim), dtype=np.float32)
 
 
-def _deviation(values: Array) -> npt.NDArray[np.float64]:
+@overridable
+def deviation(values: Array) -> npt.NDArray[np.float64]:
     """(B,) unbiased standard deviations of (B, ...), accumulated in float64.
 
     A piece at a time, in cache: np.std would write two float64 arrays of the whole size, and take longer.

@@ -101,6 +101,18 @@ def read_initializers(graph: Path) -> dict[str, Initializer]:
     return {each.name: each for each in found}
 
 
+def widest_layer(graph: Path) -> int:
+    """Outputs of the largest linear layer or convolution of a graph: values of its widest activation, a row.
+
+    Raises:
+        BundleError: as `read_initializers`.
+    """
+    values = read_initializers(graph).values()
+    linear = (each.shape[1] for each in values if each.transposed and len(each.shape) == 2)
+    convolutions = (each.shape[0] for each in values if len(each.shape) >= 3)
+    return max((*linear, *convolutions), default=0)
+
+
 def _transposed(value_info: memoryview) -> Iterator[str]:
     """The name of a value, if it is marked as transposed."""
     name = ""

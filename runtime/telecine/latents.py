@@ -17,7 +17,7 @@ def pack(latents: Array) -> Array:
     Source: diffusers `LTXPipeline._pack_latents` at patch size 1.
     """
     batch, channels = latents.shape[:2]
-    return np.ascontiguousarray(latents.reshape(batch, channels, -1).transpose(0, 2, 1))
+    return latents.reshape(batch, channels, -1).transpose(0, 2, 1).copy()
 
 
 def unpack(tokens: Array, shape: LatentShape) -> Array:
@@ -35,7 +35,7 @@ def unpack(tokens: Array, shape: LatentShape) -> Array:
             fix="Pass latents made for the num_frames, height and width of this request.",
         )
     batch, _, channels = tokens.shape
-    return np.ascontiguousarray(tokens.transpose(0, 2, 1)).reshape(shape.array_shape(batch, channels))
+    return tokens.transpose(0, 2, 1).copy().reshape(shape.array_shape(batch, channels))
 
 
 def normalize(latents: Array, mean: Array, std: Array, scaling_factor: float) -> Array:

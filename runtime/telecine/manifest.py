@@ -56,6 +56,8 @@ class Component:
     outputs), and says so in its metadata (`telecine.transposed`). At fp8 a weight may be float8e4m3fn: the initializer
     `NAME.scale` beside it then has its scales, one an output, and the parameter is the product of the two.
 
+    Graphs without weights, such as `denoise_step`, have an empty file.
+
     `refitted` says what `telecine refit` put into the weights since export, in order.
     `packed`: the weights file was left out by `telecine pack`, and only engines run; `weights` still tells which they
     were made of.

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from telecine.backends.base import out_of_memory
 from telecine.backends.choice import choose_backend
+from telecine.backends.cuda.options import CudaGraphs
 from telecine.backends.onnxruntime import OnnxRuntimeOptions
 from telecine.bundle import Bundle
 from telecine.condition import Condition, ImageInput, VideoInput
@@ -23,10 +24,12 @@ from telecine.errors import RequestError
 from telecine.families import FAMILIES
 from telecine.families.base import Family, Output, Stage
 from telecine.lora import Lora, LoraInput, resolve
-from telecine.models import LoadedModels
+from telecine.models import PROMPT_CACHE, LoadedModels
+from telecine.peak_memory import MemoryUse
 from telecine.request import Request
 from telecine.results import FrameStream, Result, stopwatch
 from telecine.second_stage import SecondStage
+from telecine.tiling.options import parse_size
 from telecine.upscale_request import UpscaleRequest
 
 T = TypeVar("T")
@@ -45,22 +48,36 @@ def load(
     device: str = "auto",
     engines: str | Path | None = None,
     options: OnnxRuntimeOptions | None = None,
+    stream: int | None = None,
+    cuda_graphs: CudaGraphs = "auto",
+    prompt_cache: int | str = PROMPT_CACHE,
 ) -> Pipeline:
     """Open a bundle on a backend. Networks load when a request first needs them.
 
     `backend` is "onnxruntime", "tensorrt" (every network needs an engine of `telecine build`) or "auto": TensorRT for a
     network where an engine, a library and a GPU fit, else ONNX Runtime. `device` is "cpu", "cuda", "cuda:N" or "auto":
     for TensorRT the first GPU, for ONNX Runtime the CPU. `engines` is the folder that they lie in, where it is not the
-    bundle's own. `options` are ONNX Runtime's.
+    bundle's own. `options` are ONNX Runtime's. `stream` is the handle of a CUDA stream of the caller's (`cudaStream_t`
+    as a number), which all work on the GPU that `device` names goes to, clones' too; it must outlive them.
+    `prompt_cache` (bytes, or "64MiB"; 0 for none) is what the embeddings of the latest prompts may take: a prompt that
+    is among them does not run the text encoder again, nor load it.
+
+    `cuda_graphs` records what a network gives the GPU and then gives it as a whole, for each size and place of its
+    arrays: True always, False never. "auto" is for TensorRT, where launching takes the host at least half as long as
+    running takes the device; not for ONNX Runtime, whose capture allows no allocation in other threads.
 
     Raises:
+        RequestError: a `prompt_cache` that is no size.
         BundleError: the bundle is missing, damaged, edited, or of a family that this telecine does not know.
         BackendError: an unknown backend or device, arguments that contradict each other, or, for "tensorrt", no GPU.
         EngineError: the folder of engines is missing.
     """
+    capacity = parse_size(prompt_cache, "prompt_cache", least=0)
     bundle = Bundle.open(path)
-    chosen = choose_backend(bundle, backend, device=device, engines=engines, options=options)
-    return Pipeline(LoadedModels(bundle, chosen))
+    chosen = choose_backend(
+        bundle, backend, device=device, engines=engines, options=options, stream=stream, cuda_graphs=cuda_graphs
+    )
+    return Pipeline(LoadedModels(bundle, chosen, prompt_cache=capacity))
 
 
 class Pipeline:
@@ -139,9 +156,11 @@ class Pipeline:
         `use_dynamic_cfg` its guidance that grows along the steps. Each family refuses the parameters that it does not
         have, and says why.
 
-        `memory_limit` (bytes, or "8GiB") is what decoding may add to the loaded networks and to the frames that are
-        done; it chooses tiles. `tiling` is "auto", "off", "seamless" or "diffusers"; sizes of tiles are in pixels and
-        frames, context included.
+        `memory_limit` (bytes, or "8GiB") is what the whole run may add to the process: libraries, networks, activations
+        and frames. To meet it, networks of other stages are dropped before one is loaded, then passes of guidance run
+        one after the other, then the VAE runs on tiles (see `telecine.memory_budget`); the result's `memory` has the
+        predicted and the measured peak. `tiling` is "auto", "off", "seamless" or "diffusers"; sizes of tiles are in
+        pixels and frames, context included.
 
         Raises:
             RequestError: a parameter is wrong, or another request is running.
@@ -244,18 +263,20 @@ class Pipeline:
                 "a stream of latents", expected="frames", fix="Use generate or upscale for output_type='latent'."
             )
         timings: dict[str, float] = {}
-        run = self._run(make, timings)
+        memory = MemoryUse()
+        run = self._run(make, timings, memory, keeps_frames=False)
         output = next(run)
-        return FrameStream(run, output, _rate(output, request), timings)
+        return FrameStream(run, output, _rate(output, request), timings, memory)
 
     def _whole(self, request: Request | UpscaleRequest, make: Make) -> Result:
         timings: dict[str, float] = {}
-        run = self._run(make, timings)
+        memory = MemoryUse()
+        run = self._run(make, timings, memory, keeps_frames=True)
         output = next(run)
         frames = None
         with closing(run):
             if output.frames is not None:
-                frames = FrameStream(run, output, _rate(output, request), timings).whole()
+                frames = FrameStream(run, output, _rate(output, request), timings, memory).whole()
         return Result(
             frames=frames,
             latents=output.latents,
@@ -265,12 +286,15 @@ class Pipeline:
             frame_rate=_rate(output, request),
             seeds=output.seeds,
             timings=timings,
+            memory=memory,
         )
 
-    def _run(self, make: Make, timings: dict[str, float]) -> Generator[Any, None, None]:
+    def _run(
+        self, make: Make, timings: dict[str, float], memory: MemoryUse, *, keeps_frames: bool
+    ) -> Generator[Any, None, None]:
         """First the run's `Output`, then its frames in pieces. Closed or dropped, it lets the next request in."""
         stage = stopwatch(timings)
-        with stage("total"), self._running(), self._models.timed(stage):
+        with stage("total"), self._running(), self._models.running(stage, memory, keeps_frames=keeps_frames):
             output = make(stage=stage)
             yield output
             while output.frames is not None:

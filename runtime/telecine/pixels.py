@@ -7,7 +7,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from telecine.overridable import overridable
 
+
+@overridable
 def to_unit_range(video: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Turn a (B, 3, F, H, W) video in [-1, 1] into (B, F, H, W, 3) frames in [0, 1], float32, clipped.
 
@@ -24,6 +27,7 @@ def to_unit_range(video: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return out
 
 
+@overridable
 def to_uint8(frames: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
     """Quantise (B, F, H, W, 3) frames in [0, 1] to bytes: x * 255, rounded half to even.
 

@@ -86,13 +86,15 @@ class VideoShape:
 
     @classmethod
     def below(cls, *, num_frames: int, height: int, width: int, grid: Grid) -> VideoShape:
-        """The largest (num_frames, height, width) on the grid that is nowhere above these, one latent at least."""
-        latent = LatentShape(
-            frames=(max(num_frames, 1) - 1) // grid.temporal + 1,
-            height=max(height // grid.spatial, 1),
-            width=max(width // grid.spatial, 1),
+        """The largest (num_frames, height, width) on the grid that is nowhere above these, one token at least."""
+        frames = grid.latent_frames(max(num_frames, 1))
+        if grid.num_frames(frames) > num_frames and frames > 1:  # an even number of latents of a chunked VAE
+            frames -= 1
+        return cls(
+            num_frames=grid.num_frames(frames),
+            height=max(height // grid.side, 1) * grid.side,
+            width=max(width // grid.side, 1) * grid.side,
         )
-        return latent.video(grid)
 
     def latent(self, grid: Grid) -> LatentShape:
         """(frames, height, width) of the latents that hold this video."""

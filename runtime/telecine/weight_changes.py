@@ -7,9 +7,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from telecine.bundle import Bundle, sha256
+from telecine.dtypes import Floats
 from telecine.families import FAMILIES
 from telecine.families.base import Naming
 from telecine.fine_tune import FineTune
@@ -27,6 +29,11 @@ class ComponentChange:
     loras: tuple[Lora, ...] = ()
     deltas: Mapping[str, tuple[Delta, ...]] = field(default_factory=dict)
 
+    @property
+    def acts(self) -> bool:
+        """Whether anything differs from the bundle's own."""
+        return self.tune is not None or bool(self.deltas)
+
     def values(self, weights: GraphWeights) -> Iterator[tuple[str, Array]]:
         """(initializer, value as stored) of all that differs from the bundle's own, one at a time.
 
@@ -36,12 +43,16 @@ class ComponentChange:
         Raises:
             BundleError, SourceError: a file was changed or removed meanwhile.
         """
-        for name in weights.names():
-            deltas = self.deltas.get(name)
-            if self.tune is None and not deltas:
+        for stored, names in weights.stored().items():
+            if self.tune is None and not any(self.deltas.get(name) for name in names):
                 continue
-            value = weights.load(name) if self.tune is None else self.tune.load(name)
-            yield from weights.store(name, fuse(value, deltas) if deltas else value).items()
+            parts = [self._value(weights, name) for name in names]
+            yield from weights.store(stored, parts[0] if len(parts) == 1 else np.concatenate(parts)).items()
+
+    def _value(self, weights: GraphWeights, name: str) -> Floats:
+        value = weights.load(name) if self.tune is None else self.tune.load(name)
+        deltas = self.deltas.get(name)
+        return fuse(value, deltas) if deltas else value
 
     def describe(self) -> tuple[str, ...]:
         """A line for each file, with its hash, in the order in which they act."""

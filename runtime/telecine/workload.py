@@ -6,10 +6,6 @@ from dataclasses import dataclass
 
 from telecine.shapes import VideoShape
 
-# The largest tile of the VAE, WIDTHxHEIGHTxFRAMES: 16 latents a side, beyond which larger ones save little work.
-VAE_TILE = "512x512x121"
-KEYFRAMES = 4
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:

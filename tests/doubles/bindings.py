@@ -18,7 +18,7 @@ from typing import Any
 
 CLASSES = (
     "DataType", "TensorLocation", "ExecutionContextAllocationStrategy", "ILogger", "Weights", "Runtime", "ICudaEngine",
-    "IExecutionContext", "Refitter", "IRuntimeConfig", "IRuntimeCache",
+    "IExecutionContext", "Refitter", "IRuntimeConfig", "IRuntimeCache", "CudaGraphStrategy",
 )  # fmt: skip
 # All that the bindings of TensorRT call: they load against libraries that have no more than these names.
 ENTRY_POINTS = (

@@ -12,28 +12,15 @@ wrong results, as on a GPU it may. What CUDA leaves undefined is an error here, 
 from __future__ import annotations
 
 import enum
-import functools
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import Any
 
+from doubles.cuda_api import Handle, api, cudaError_t
+from doubles.cuda_graphs import Capture, Graphs, Operation, Region, cudaStreamCaptureMode
 from doubles.cuda_memory import Memory, Point, view
-
-Region = tuple[int, int]  # (address, size)
-
-
-class cudaError_t(enum.IntEnum):
-    cudaSuccess = 0
-    cudaErrorInvalidValue = 1
-    cudaErrorMemoryAllocation = 2
-    cudaErrorInsufficientDriver = 35
-    cudaErrorNoDevice = 100
-    cudaErrorInvalidDevice = 101
-    cudaErrorInvalidResourceHandle = 400
-    cudaErrorNotReady = 600
-    cudaErrorIllegalAddress = 700
 
 
 class cudaMemcpyKind(enum.IntEnum):
@@ -48,54 +35,30 @@ class cudaDeviceAttr(enum.IntEnum):
     cudaDevAttrComputeCapabilityMinor = 76
 
 
-class Handle:
-    """A `cudaStream_t` or `cudaEvent_t`: a number with a type."""
-
-    def __init__(self, number: int) -> None:
-        self._number = number
-
-    def __int__(self) -> int:
-        return self._number
-
-
 class _Stream:
     def __init__(self, device: int) -> None:
         self.device = device
         self.queue: deque[Callable[[], None]] = deque()
         self.issued = self.done = 0
+        self.capture: Capture | None = None
         self.after: dict[int, int] = {}  # the points of other streams that its next operation comes after
 
 
 class _Event:
-    def __init__(self) -> None:
+    def __init__(self, timed: bool) -> None:
+        self.timed = timed
         self.point: Point | None = None
         self.after: dict[int, int] = {}
 
 
-def _api(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of the API: one call at a time, counted, and failing when a test asks it to."""
-
-    @functools.wraps(function)
-    def call(self: CudaDouble, *arguments: Any) -> tuple[Any, ...]:
-        with self.lock:
-            self.calls.append(function.__name__)
-            code = self.failures.pop(function.__name__, None)
-            if code is not None:
-                return cudaError_t(code), None
-            result = function(self, *arguments)
-            if self.sticky and function.__name__ not in ("cudaGetErrorName", "cudaGetErrorString"):
-                return self.sticky, None  # an illegal access breaks the context for every later call
-            return result if isinstance(result, tuple) else (cudaError_t.cudaSuccess, result)
-
-    return call
-
-
-class CudaDouble:
-    """The module. `capabilities`: a GPU each. `memory`: bytes of each. `failures[name]`: the code of its next call."""
+class CudaDouble(Graphs):
+    """The module. `capabilities`: a GPU each. `memory`: bytes of each. `failures[name]`: the code of its next call.
+    `elapsed`: milliseconds between any two events."""
 
     cudaError_t, cudaMemcpyKind, cudaDeviceAttr = cudaError_t, cudaMemcpyKind, cudaDeviceAttr
+    cudaStreamCaptureMode = cudaStreamCaptureMode
     cudaStreamNonBlocking = 1
-    cudaEventDisableTiming = 2
+    cudaEventDefault, cudaEventDisableTiming = 0, 2
 
     def __init__(
         self,
@@ -115,49 +78,51 @@ class CudaDouble:
         self.host: dict[int, int] = {}  # the points that the host has waited for
         self.streams: dict[int, _Stream] = {handle: _Stream(0) for handle in (0, 1, 2)}  # CUDA's default streams
         self.events: dict[int, _Event] = {}
+        self.graphs: dict[int, Any] = {}
+        self.elapsed = 0.0
         self._current = threading.local()
         self._next = 4096
 
     # Devices
 
-    @_api
+    @api
     def cudaDriverGetVersion(self) -> Any:
         return self.driver
 
-    @_api
+    @api
     def cudaRuntimeGetVersion(self) -> Any:
         return self.runtime
 
-    @_api
+    @api
     def cudaGetDeviceCount(self) -> Any:
         if self.driver // 1000 < self.runtime // 1000:
             return cudaError_t.cudaErrorInsufficientDriver, None
         return len(self.capabilities) if self.capabilities else (cudaError_t.cudaErrorNoDevice, None)
 
-    @_api
+    @api
     def cudaDeviceGetAttribute(self, attr: cudaDeviceAttr, device: int) -> Any:
         major, minor = self.capabilities[device].split(".")
         return int(major if attr == cudaDeviceAttr.cudaDevAttrComputeCapabilityMajor else minor)
 
-    @_api
+    @api
     def cudaSetDevice(self, device: int) -> Any:
         if device >= len(self.capabilities):
             return (cudaError_t.cudaErrorInvalidDevice,)
         self._current.device = device
         return (cudaError_t.cudaSuccess,)
 
-    @_api
+    @api
     def cudaDeviceSynchronize(self) -> Any:
         for handle, stream in self.streams.items():
             if stream.device == self.current:
                 self.drain((handle, stream.issued))
         return (cudaError_t.cudaSuccess,)
 
-    @_api
+    @api
     def cudaGetErrorName(self, error: cudaError_t) -> Any:
         return cudaError_t(error).name.encode()
 
-    @_api
+    @api
     def cudaGetErrorString(self, error: cudaError_t) -> Any:
         return f"the double's {cudaError_t(error).name}".encode()
 
@@ -167,7 +132,7 @@ class CudaDouble:
 
     # Memory
 
-    @_api
+    @api
     def cudaMalloc(self, size: int) -> Any:
         if size == 0:
             return cudaError_t.cudaErrorInvalidValue, None
@@ -175,24 +140,29 @@ class CudaDouble:
             return cudaError_t.cudaErrorMemoryAllocation, None
         return self.memory.allocate(size, "device", self.current)
 
-    @_api
+    @api
+    def cudaMemGetInfo(self) -> Any:
+        used = sum(each.size for each in self.memory.live("device", self.current))
+        return cudaError_t.cudaSuccess, self.capacity - used, self.capacity
+
+    @api
     def cudaMallocHost(self, size: int) -> Any:
         return self.memory.allocate(size, "host", self.current)
 
-    @_api
+    @api
     def cudaFree(self, devPtr: int) -> Any:
         return self._free(devPtr, "device")
 
-    @_api
+    @api
     def cudaFreeHost(self, ptr: int) -> Any:
         return self._free(ptr, "host")
 
-    @_api
+    @api
     def cudaPointerGetAttributes(self, ptr: int) -> Any:
         found = self.memory.find(ptr)
         return SimpleNamespace(device=found.device if found and found.kind == "device" else -2)
 
-    @_api
+    @api
     def cudaMemcpyAsync(self, dst: int, src: int, count: int, kind: cudaMemcpyKind, stream: Any) -> Any:
         """Between pageable and device memory it is as if synchronous (Runtime API, "API synchronization behavior")."""
         to_device = kind == cudaMemcpyKind.cudaMemcpyHostToDevice
@@ -207,15 +177,31 @@ class CudaDouble:
             self.drain((int(stream), self.streams[int(stream)].issued))
         return (cudaError_t.cudaSuccess,)
 
+    @api
+    def cudaMemcpy2DAsync(
+        self, dst: int, dpitch: int, src: int, spitch: int, width: int, height: int, kind: cudaMemcpyKind, stream: Any
+    ) -> Any:
+        """Within device memory; rows wider than their pitch are invalid (Runtime API, cudaMemcpy2DAsync)."""
+        if kind != cudaMemcpyKind.cudaMemcpyDeviceToDevice or width > min(dpitch, spitch):
+            return (cudaError_t.cudaErrorInvalidValue,)
+
+        def copy() -> None:
+            for row in range(height):
+                self.write(dst + row * dpitch, view(src + row * spitch, width))
+
+        reads, writes = ((at, (height - 1) * pitch + width) for at, pitch in ((src, spitch), (dst, dpitch)))
+        self.submit(stream, copy, [reads], [writes])
+        return (cudaError_t.cudaSuccess,)
+
     # Streams and events
 
-    @_api
+    @api
     def cudaStreamCreateWithFlags(self, flags: int) -> Any:
         handle = self._number()
         self.streams[handle] = _Stream(self.current)
         return Handle(handle)
 
-    @_api
+    @api
     def cudaStreamDestroy(self, stream: Any) -> Any:
         """Its work still runs to the end (Runtime API, cudaStreamDestroy)."""
         gone = self.streams.get(int(stream))
@@ -225,12 +211,12 @@ class CudaDouble:
         del self.streams[int(stream)]
         return (cudaError_t.cudaSuccess,)
 
-    @_api
+    @api
     def cudaStreamSynchronize(self, stream: Any) -> Any:
         self.drain((int(stream), self.streams[int(stream)].issued))
         return (cudaError_t.cudaSuccess,)
 
-    @_api
+    @api
     def cudaStreamWaitEvent(self, stream: Any, event: Any, flags: int) -> Any:
         """It waits for the latest record before this call; for none, not at all."""
         found, waiting = self.events[int(event)], self.streams[int(stream)]
@@ -240,30 +226,30 @@ class CudaDouble:
             _merge(waiting.after, found.after)
         return (cudaError_t.cudaSuccess,)
 
-    @_api
+    @api
     def cudaEventCreateWithFlags(self, flags: int) -> Any:
         handle = self._number()
-        self.events[handle] = _Event()
+        self.events[handle] = _Event(timed=not flags & self.cudaEventDisableTiming)
         return Handle(handle)
 
-    @_api
+    @api
     def cudaEventDestroy(self, event: Any) -> Any:
         return (cudaError_t.cudaSuccess if self.events.pop(int(event), None) else cudaError_t.cudaErrorInvalidValue,)
 
-    @_api
+    @api
     def cudaEventRecord(self, event: Any, stream: Any) -> Any:
         found, recorded = self.events[int(event)], self.streams[int(stream)]
         found.point = (int(stream), recorded.issued)
         found.after = {**recorded.after, int(stream): recorded.issued}
         return (cudaError_t.cudaSuccess,)
 
-    @_api
+    @api
     def cudaEventQuery(self, event: Any) -> Any:
         point = self.events[int(event)].point
         done = point is None or point[0] not in self.streams or self.streams[point[0]].done >= point[1]
         return (cudaError_t.cudaSuccess if done else cudaError_t.cudaErrorNotReady,)
 
-    @_api
+    @api
     def cudaEventSynchronize(self, event: Any) -> Any:
         found = self.events[int(event)]
         if found.point is not None:
@@ -271,14 +257,28 @@ class CudaDouble:
             _merge(self.host, found.after)
         return (cudaError_t.cudaSuccess,)
 
+    @api
+    def cudaEventElapsedTime(self, start: Any, end: Any) -> Any:
+        events = [self.events[int(each)] for each in (start, end)]
+        if not all(event.timed and event.point for event in events):
+            return cudaError_t.cudaErrorInvalidResourceHandle, None
+        if any(self.streams[event.point[0]].done < event.point[1] for event in events if event.point):
+            return cudaError_t.cudaErrorNotReady, None
+        return self.elapsed
+
     # What the doubles and the tests need of it
 
     def submit(
-        self, stream: Any, work: Callable[[], None], reads: Iterable[Region] = (), writes: Iterable[Region] = ()
-    ) -> None:
-        """Give a stream an operation, which runs when something waits for it."""
+        self, stream: Any, work: Callable[[], None], reads: Iterable[Region] = (), writes: Iterable[Region] = (), *,
+        given: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
+        """Give a stream an operation, which runs when something waits for it; `given` is called each time it is."""
         reads, writes = list(reads), list(writes)
         queue = self.streams[int(stream)]
+        if queue.capture is not None:
+            queue.capture.operations.append(Operation(work, reads, writes, given))
+            return
+        given()
         queue.issued += 1
         point = (int(stream), queue.issued)
         for address, size in reads:
@@ -324,6 +324,7 @@ class CudaDouble:
             "host": len(self.memory.live("host")),
             "streams": len(self.streams) - 3,
             "events": len(self.events),
+            "graphs": len(self.graphs),
         }
 
     def violate(self, rule: str) -> None:

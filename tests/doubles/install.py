@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -38,3 +39,12 @@ def install_tensorrt(
 
 class _Loaded(dict):
     of_doubles = True
+
+
+def install_onnxruntime(patch: pytest.MonkeyPatch, cuda: CudaDouble, **settings: Any) -> ModuleType:
+    """`import onnxruntime` gives a package with CUDA."""
+    from doubles.onnxruntime_module import make_onnxruntime  # it imports the real one
+
+    module = make_onnxruntime(cuda, **settings)
+    patch.setitem(sys.modules, "onnxruntime", module)
+    return module

@@ -22,7 +22,7 @@ from doubles.tensorrt_types import ONNX_TYPES, DataType, ILogger, Severity
 AMPERE_PLUS = ("8.0", "8.6", "8.7", "8.9", "9.0", "10.0", "12.0")
 ENDS = ("min", "opt", "max")
 # NumPy's names.
-DTYPES = {"FLOAT": "float32", "HALF": "float16", "INT32": "int32", "INT64": "int64", "BOOL": "bool"}
+DTYPES = {"FLOAT": "float32", "HALF": "float16", "INT32": "int32", "INT64": "int64", "BOOL": "bool", "UINT8": "uint8"}
 
 
 class IProgressMonitor:

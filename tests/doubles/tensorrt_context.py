@@ -28,6 +28,7 @@ class IExecutionContext:
         self._addresses: dict[str, int] = {}
         self._memory: tuple[int, int] | None = None
         self._latest: Point | None = None
+        self._flushed = False  # whether it was enqueued since a shape was set
         self._user = threading.Lock()
 
     @property
@@ -40,7 +41,7 @@ class IExecutionContext:
             return self.engine.fail(f"there is no profile {profile_index}")
         self._profile = profile_index
         self._shapes.clear()
-        self._memory = None
+        self._memory, self._flushed = None, False
         # "TensorRT may require that data is copied via cudaMemcpyAsync": work that the enqueue must come after.
         self.engine.cuda.submit(stream_handle, lambda: None)
         self._latest = (stream_handle, self.engine.cuda.streams[stream_handle].issued)
@@ -54,6 +55,7 @@ class IExecutionContext:
         ):
             return self.engine.fail(f"{name}: {shape} is outside of profile {self._profile}")
         self._shapes[name] = tuple(shape)
+        self._flushed = False
         self._memory = None  # update_device_memory_size_for_shapes: sizes are of the current shapes
         return True
 
@@ -115,6 +117,11 @@ class IExecutionContext:
             problem = self._incomplete()
             if problem:
                 return self.engine.fail(problem)
+            if cuda.capturing(stream_handle) and not self._flushed:
+                # Documentation, "Performance Best Practices", "CUDA Graphs": call enqueueV3 once before the capture,
+                # after a change of shapes.
+                cuda.violate("an execution context is captured before it was enqueued in these shapes")
+            self._flushed = True
             self._launch(stream_handle)
             return True
         finally:
@@ -153,9 +160,11 @@ class IExecutionContext:
                 assert results[name].shape == shape, (name, results[name].shape, shape)
                 cuda.write(address, np.frombuffer(results[name].astype(spec.dtype).tobytes(), np.uint8))
 
-        engine.pending += 1
+        def given() -> None:
+            engine.pending += 1
+
         reads = [_region(*place) for place in inputs.values()]
-        cuda.submit(stream, run, reads, [*scratch, *(_region(*place) for place in outputs.values())])
+        cuda.submit(stream, run, reads, [*scratch, *(_region(*place) for place in outputs.values())], given=given)
         self._latest = (stream, cuda.streams[stream].issued)
 
     def _specs(self, kind: str) -> list[TensorSpec]:

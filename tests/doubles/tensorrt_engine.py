@@ -17,6 +17,7 @@ from doubles.cuda_runtime import CudaDouble
 from doubles.tensorrt_network import Network
 from doubles.tensorrt_types import (
     TYPES,
+    CudaGraphStrategy,
     DataType,
     ExecutionContextAllocationStrategy,
     ILogger,
@@ -203,6 +204,7 @@ class IRuntimeCache:
 class IRuntimeConfig:
     def __init__(self) -> None:
         self.strategy = ExecutionContextAllocationStrategy.STATIC
+        self.cuda_graph_strategy = CudaGraphStrategy.DISABLED
         self.cache: IRuntimeCache | None = None
 
     def set_execution_context_allocation_strategy(self, strategy: ExecutionContextAllocationStrategy) -> None:
@@ -230,7 +232,9 @@ class ICudaEngineRtx(ICudaEngine):
         cache = runtime_config.get_runtime_cache()
         if cache is not None:
             cache.compiled += 1
-        return super().create_execution_context(runtime_config.get_execution_context_allocation_strategy())
+        context = super().create_execution_context(runtime_config.get_execution_context_allocation_strategy())
+        context.config = runtime_config
+        return context
 
 
 class Refitter:

@@ -42,6 +42,7 @@ def make_tensorrt(cuda: CudaDouble, name: str = "tensorrt", version: str | None 
         members["Builder"] = type("Builder", (tensorrt_builder.Builder,), {"cuda": cuda, "version": version})
     if rtx:
         members |= {"IRuntimeConfig": IRuntimeConfig, "IRuntimeCache": IRuntimeCache}
+        members["CudaGraphStrategy"] = tensorrt_types.CudaGraphStrategy
     for each, value in members.items():
         setattr(module, each, value)
     module.__version__ = version  # type: ignore[attr-defined]

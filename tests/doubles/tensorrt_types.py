@@ -32,6 +32,11 @@ class ExecutionContextAllocationStrategy(enum.Enum):
     USER_MANAGED = 2
 
 
+class CudaGraphStrategy(enum.Enum):
+    DISABLED = 0
+    WHOLE_GRAPH_CAPTURE = 1
+
+
 class SerializationFlag(enum.Enum):
     EXCLUDE_WEIGHTS = 0
     EXCLUDE_LEAN_RUNTIME = 1
@@ -78,7 +83,10 @@ class Weights:
         return self.size * self.dtype.itemsize
 
 
-TYPES = {"float32": DataType.FLOAT, "float16": DataType.HALF, "int32": DataType.INT32, "int64": DataType.INT64}
+TYPES = {
+    "float32": DataType.FLOAT, "float16": DataType.HALF, "int32": DataType.INT32, "int64": DataType.INT64,
+    "uint8": DataType.UINT8,
+}  # fmt: skip
 ITEM_SIZES = {
     DataType.FLOAT: 4, DataType.HALF: 2, DataType.BF16: 2, DataType.INT8: 1, DataType.INT32: 4, DataType.BOOL: 1,
     DataType.UINT8: 1, DataType.FP8: 1, DataType.INT64: 8,

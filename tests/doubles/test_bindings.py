@@ -143,8 +143,9 @@ def told(value):
     return list(inspect.signature(value).parameters) if callable(value) and not isinstance(value, type) else None
 names = [name for name in dir(runtime) if name.startswith("cuda")]
 enums = {name: {each.name: int(each) for each in getattr(runtime, name)}
-         for name in ("cudaError_t", "cudaMemcpyKind", "cudaDeviceAttr")}
-constants = {name: getattr(runtime, name) for name in ("cudaStreamNonBlocking", "cudaEventDisableTiming")}
+         for name in ("cudaError_t", "cudaMemcpyKind", "cudaDeviceAttr", "cudaStreamCaptureMode")}
+constants = ("cudaStreamNonBlocking", "cudaEventDefault", "cudaEventDisableTiming")
+constants = {name: getattr(runtime, name) for name in constants}
 print(json.dumps([{name: told(getattr(runtime, name)) for name in names}, enums, constants]))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)

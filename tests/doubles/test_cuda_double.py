@@ -143,4 +143,4 @@ def test_failures_on_demand(cuda: CudaDouble) -> None:
 def test_leftovers(cuda: CudaDouble, stream: int, block: Callable[..., int]) -> None:
     block("device"), block("host"), block("host")
     cuda.cudaEventCreateWithFlags(2)
-    assert cuda.leftovers() == {"device": 1, "host": 2, "streams": 1, "events": 1}
+    assert cuda.leftovers() == {"device": 1, "host": 2, "streams": 1, "events": 1, "graphs": 0}

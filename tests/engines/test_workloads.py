@@ -80,3 +80,30 @@ def test_tiles_and_keyframes_that_cannot_be_are_refused(bundle: Bundle) -> None:
         parse_workloads(["64x96x9"], bundle, vae_tile="512x512")
     with pytest.raises(EngineError, match="keyframes -1"):
         parse_workloads(["64x96x9"], bundle, keyframes=-1)
+
+
+@pytest.fixture(scope="module")
+def cog(cogvideox: Callable[[str], tuple[Path, Path]]) -> Bundle:
+    return Bundle.open(cogvideox("2b")[1])
+
+
+def test_sizes_of_cogvideox_are_whole_tokens_and_chunks(cog: Bundle) -> None:
+    """16 pixels a token; 8k+1 frames of an odd number of latents, 8k of an even one. The VAE gets the whole video."""
+    (workload,) = parse_workloads(["24x20x5..100x100x22@b2"], cog)
+    assert workload.low == VideoShape(num_frames=1, height=16, width=16)
+    assert workload.high == workload.tile == VideoShape(num_frames=17, height=96, width=96)
+    (even,) = parse_workloads(["32x32x16"], cog, vae_tile="240x250x9")
+    assert (even.high.num_frames, even.tile) == (16, VideoShape(num_frames=9, height=240, width=240))
+    with pytest.raises(EngineError, match=r"32x32x12: 12 frames; expected 8\*k\+1, or 8\*k. Use 9 or 16"):
+        parse_workloads(["32x32x12"], cog)
+    with pytest.raises(EngineError, match="32x40x9: height is 40; expected a positive multiple of 16"):
+        parse_workloads(["32x40x9"], cog)
+    with pytest.raises(EngineError, match="keyframes 4; expected none: cogvideox takes no conditions"):
+        parse_workloads(["32x32x9"], cog, keyframes=4)
+
+
+def test_cogvideox_recommends_its_sample_s_size(cog: Bundle) -> None:
+    (workload,) = parse_workloads([], cog)
+    sample = cog.manifest.host["sample"]
+    assert workload.low == VideoShape(num_frames=1, height=16, width=16)
+    assert workload.high == VideoShape(**sample)

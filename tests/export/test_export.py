@@ -31,7 +31,8 @@ from telecine_export.graphs import GraphSpec
 from telecine_export.source import Source, open_source
 from telecine_export.weights import WeightsWriter
 
-COMPONENTS = ["text_encoder", "transformer", "vae_encoder", "vae_decoder"]
+HOST_MATH = ["denoise_step", "decoder_latents", "uint8_frames"]
+COMPONENTS = ["text_encoder", "transformer", "vae_encoder", "vae_decoder", *HOST_MATH]
 
 
 @pytest.fixture
@@ -79,6 +80,7 @@ class TestManifest:
             assert weights == tiny_bundle / name / "weights.bin"
             assert (weights.stat().st_size, sha256(weights)) == (component.weights.size, component.weights.sha256)
             assert list(component.graphs) == ["main"]
+            assert (component.parameters == 0) == (component.weights.size == 0) == (name in HOST_MATH)
 
     def test_parameters_are_the_checkpoints(self, tiny_bundle: Path, tiny_source: Path) -> None:
         components = Bundle.open(tiny_bundle).manifest.components
@@ -101,6 +103,24 @@ class TestManifest:
         (video,) = bundle.graph("vae_decoder").outputs
         pixels = ("8*latent_frames-7", "32*latent_height", "32*latent_width")
         assert (video.name, video.shape) == ("video", ("batch", 3, *pixels))
+
+    def test_the_contracts_of_host_math(self, tiny_bundle: Path) -> None:
+        bundle = Bundle.open(tiny_bundle)
+        inputs = {spec.name: spec.shape for spec in bundle.graph("denoise_step").inputs}
+        latents = ("batch", "tokens", "channels")
+        assert inputs == {
+            "predictions": ("passes", *latents),
+            "guidance": (3, "passes"),
+            "rescale": (1,),
+            **dict.fromkeys(("sample", "noise", "anchor"), latents),
+            "coefficients": (6, "coefficient_tokens", 1),
+        }
+        sides = ("latent_frames", "latent_height", "latent_width")
+        (made,) = bundle.graph("decoder_latents").outputs
+        assert bundle.graph("decoder_latents").inputs[0].shape == ("batch", *sides, 16)
+        assert (made.name, made.shape) == ("decoder_latents", ("batch", 16, *sides))
+        (frames,) = bundle.graph("uint8_frames").outputs
+        assert (frames.dtype, frames.shape) == ("uint8", ("batch", "num_frames", "height", "width", 3))
 
     def test_host_floats_survive_json_to_the_last_bit(self, tiny_bundle: Path, tiny_source: Path) -> None:
         host = Bundle.open(tiny_bundle).manifest.host

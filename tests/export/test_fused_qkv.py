@@ -14,13 +14,17 @@ import onnx.numpy_helper
 import pytest
 import torch
 from diffusers import CogVideoXTransformer3DModel
+from lora_files import factors, write_lora
 from onnxruntime import InferenceSession
 
 from telecine.bundle import Bundle
-from telecine.errors import SourceError
+from telecine.errors import BundleError, SourceError
+from telecine.graph_weights import GraphWeights
+from telecine.lora import Lora
 from telecine.manifest import FILE_NAME, Component
+from telecine.weight_changes import WeightChanges
 from telecine_export.checkpoints.joined import Joined
-from telecine_export.export import Progress, export_component
+from telecine_export.export import Progress, export_bundle, export_component
 from telecine_export.families.t5 import text_encoder
 from telecine_export.family import family_of
 from telecine_export.fused_qkv import fuse_qkv
@@ -107,15 +111,59 @@ def test_fused_weights_are_the_checkpoints_bits(fused: Fused) -> None:
     )
 
 
-def test_a_fused_bundle_is_verified_against_its_source(fused: Fused, tmp_path: Path) -> None:
-    bundle = tmp_path / "bundle"
+@pytest.fixture(scope="module")
+def fused_bundle(fused: Fused, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    bundle = tmp_path_factory.mktemp("fused-bundle") / "bundle"
     shutil.copytree(fused.bundle, bundle, ignore=shutil.ignore_patterns("transformer"))
     shutil.copytree(fused.folder, bundle / "transformer")
     manifest = Bundle.open(fused.bundle).manifest
     components = manifest.components | {"transformer": fused.component}
     (bundle / FILE_NAME).write_text(dataclasses.replace(manifest, components=components).dump())
-    report = verify_bundle(bundle, open_source(str(fused.source)), stages=["transformer"])
+    return bundle
+
+
+def test_a_fused_bundle_is_verified_against_its_source(fused: Fused, fused_bundle: Path) -> None:
+    report = verify_bundle(fused_bundle, open_source(str(fused.source)), stages=["transformer"])
     assert report.passed, report.stages
+
+
+def test_a_lora_acts_on_its_rows_of_a_fused_weight(fused: Fused, fused_bundle: Path, tmp_path: Path) -> None:
+    """The same bits as in a bundle that is not fused: of what the LoRA has factors for, and of what it has not."""
+    layers = ("transformer_blocks.0.attn1.to_q", "transformer_blocks.1.attn1.to_v", "transformer_blocks.1.ff.net.2")
+    file = write_lora(tmp_path / "lora.safetensors", factors(fused.bundle, layers=layers))
+    plain, joined = (_changed(bundle, loras=[Lora(file=file, scale=0.5)]) for bundle in (fused.bundle, fused_bundle))
+    assert set(plain) == {f"{layer}.weight" for layer in layers}
+    assert set(joined) == {f"transformer_blocks.{block}.attn1.to_qkv.weight" for block in (0, 1)} | {
+        "transformer_blocks.1.ff.net.2.weight"
+    }
+    own = GraphWeights.open(Bundle.open(fused.bundle), "transformer")
+    for block in (0, 1):
+        names = [f"transformer_blocks.{block}.attn1.{part}.weight" for part in ("to_q", "to_k", "to_v")]
+        parts = [plain[name] if name in plain else own.store(name, own.load(name))[name] for name in names]
+        # Linear layers are stored transposed: rows of the checkpoint's weight are columns.
+        np.testing.assert_array_equal(
+            joined[f"transformer_blocks.{block}.attn1.to_qkv.weight"], np.concatenate(parts, axis=1)
+        )
+
+
+def test_a_fine_tune_fills_a_fused_bundle(fused: Fused, fused_bundle: Path) -> None:
+    """The source's own weights, by the names of its separate projections, give back the bundle's bits."""
+    changes = WeightChanges().with_tune(Bundle.open(fused_bundle), "transformer", fused.source / "transformer")
+    weights = GraphWeights.open(Bundle.open(fused_bundle), "transformer")
+    for name, values in changes.values(Bundle.open(fused_bundle), "transformer", "main").items():
+        np.testing.assert_array_equal(values, weights.initializer(name).read())
+
+
+def test_a_reference_must_be_fused_alike(tiny_source: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="has a transformer without joined projections; expected one with them"):
+        export_bundle(
+            open_source(str(tiny_source)), tmp_path / "out", precision="fp8", fuse=True, reference=tiny_bundle
+        )
+
+
+def _changed(bundle: Path, loras: list[Lora]) -> dict[str, np.ndarray]:
+    opened = Bundle.open(bundle)
+    return WeightChanges().with_loras(opened, loras).values(opened, "transformer", "main")
 
 
 def test_diffusers_fuses_the_same_way(cogvideox: Callable[..., Any]) -> None:

@@ -53,8 +53,8 @@ def test_a_damaged_model_index(content: str | bytes, problem: str, tmp_path: Pat
 
 
 def test_an_unknown_pipeline_class_lists_the_known(tmp_path: Path) -> None:
-    (tmp_path / "model_index.json").write_text('{"_class_name": "CogVideoXPipeline"}')
-    with pytest.raises(SourceError, match="is a CogVideoXPipeline; expected one of LTXPipeline"):
+    (tmp_path / "model_index.json").write_text('{"_class_name": "WanPipeline"}')
+    with pytest.raises(SourceError, match="is a WanPipeline; expected one of LTXPipeline"):
         family_of(open_source(str(tmp_path)))
 
 

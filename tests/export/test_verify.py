@@ -27,7 +27,8 @@ from telecine_export.verify import Report, as_text, checks, verify_bundle
 from telecine_export.verify.bundle import CHECKS
 from telecine_export.verify.comparison import TOLERANCES, Pair, stage_report
 
-COMPONENTS = ["tokenizer", "text_encoder", "transformer", "vae_encoder", "vae_decoder"]
+HOST_MATH = ["denoise_step", "decoder_latents", "uint8_frames"]
+COMPONENTS = ["tokenizer", "text_encoder", "transformer", "vae_encoder", "vae_decoder", *HOST_MATH]
 RUN = ["prompt_embeds", "noise", "schedule", "rope", "latents", "decode_input", "frames"]
 
 
@@ -102,7 +103,7 @@ def test_an_exported_bundle_passes_every_stage(variant: str, request: pytest.Fix
         assert stage["max_abs"] == 0 or stage["psnr"] > 110
     assert_sizes_were_not_traced(source, report)
     exact = {stage["name"] for stage in report["stages"] if stage["tolerance"] == 0}
-    assert exact == {"tokenizer", "noise", "schedule"}
+    assert exact == {"tokenizer", "uint8_frames", "noise", "schedule"}
     assert diffusers_logging.get_verbosity() == verbosity
 
 
@@ -368,3 +369,16 @@ def test_the_first_case_that_fails_is_named_and_the_worst_one_measured() -> None
     assert report.detail is not None
     assert "max abs 0.001 " in report.detail
     assert [case.passed for case in report.cases] == [True, False, False]
+
+
+def test_older_bundles_have_no_host_math_to_verify(
+    tiny_bundle: Path, tiny_source: Path, edited_bundle: Callable[..., Path]
+) -> None:
+    parts = Bundle.open(tiny_bundle).manifest.components
+    older = edited_bundle(tiny_bundle, components={name: part for name, part in parts.items() if name not in HOST_MATH})
+    assert (
+        CHECKS["ltx-video"].stages(Bundle.open(older)) == [name for name in COMPONENTS if name not in HOST_MATH] + RUN
+    )
+    assert verify(older, tiny_source, ["tokenizer"]).passed
+    with pytest.raises(RequestError, match="stage denoise_step"):
+        verify(older, tiny_source, ["denoise_step"])

@@ -49,8 +49,17 @@ def clip(frames: int) -> np.ndarray:
     return np.stack(pixels).astype(np.uint8)
 
 
-@pytest.mark.parametrize("scheduler", ["ddim", "dpm"])
-@pytest.mark.parametrize("style", ["2b", "5b", "1.5-5b"])
+@pytest.mark.parametrize(
+    ("style", "scheduler"),
+    [
+        ("2b", "ddim"),
+        ("5b", "ddim"),
+        ("5b", "dpm"),
+        ("1.5-5b", "ddim"),
+        pytest.param("2b", "dpm", marks=pytest.mark.slow),
+        pytest.param("1.5-5b", "dpm", marks=pytest.mark.slow),
+    ],
+)
 class TestTextToVideo:
     @pytest.mark.parametrize("frames", [9, 5, 1], ids=["3-latents", "2-latents", "1-latent"])
     def test_lengths(self, cogvideox_pair: Callable[..., Any], style: str, scheduler: str, frames: int) -> None:
@@ -110,7 +119,7 @@ def test_given_embeddings_stand_for_text(cogvideox_pair: Callable[..., Any]) -> 
     cogvideox_pair("2b").assert_same(**request, **embeds)
 
 
-@pytest.mark.parametrize("scheduler", ["ddim", "dpm"])
+@pytest.mark.parametrize("scheduler", ["ddim", pytest.param("dpm", marks=pytest.mark.slow)])
 class TestImageToVideo:
     def test_learned_positions(self, cogvideox_pair: Callable[..., Any], scheduler: str) -> None:
         cogvideox_pair("5b-I2V", scheduler).assert_same(**REQUEST | LEARNED | {"image": IMAGES[0]})
@@ -299,6 +308,7 @@ with telecine.load(sys.argv[1], options=OnnxRuntimeOptions(threads=1)) as pipe:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_a_run_stays_within_its_limit(
     cogvideox: Callable[..., Any], record_property: Callable[[str, object], None]

@@ -40,6 +40,22 @@ CLIP = np.random.default_rng(2).integers(0, 256, (9, 40, 60, 3), dtype=np.uint8)
 # A fault must exceed one of the contract's two bounds this many times: caught by a margin, not by luck.
 MARGIN = 5
 
+# Of each kind of fault, and of each style: the others are slow tests.
+QUICK = {
+    "guidance order swapped",
+    "dynamic guidance by the step's index",
+    "a step ends where the next begins",
+    "SNR not shifted",
+    "DPM draws once a step",
+    "a stretched grid that reaches its end",
+    "sinusoids of rows and columns swapped",
+    "an offset of 1",
+    "frames dropped from the end",
+    "noise drawn before the image",
+    "each chunk by itself",
+    "strength a step short",
+}
+
 Patch = Callable[[Any, str, Any], None]
 Mutant = Callable[[Patch], None]
 MUTANTS: dict[str, tuple[Mutant, str, str, dict[str, Any]]] = {}
@@ -322,7 +338,9 @@ def _(patch: Patch) -> None:
     patch(video_to_video, "add_noise", wrong)
 
 
-@pytest.mark.parametrize("name", MUTANTS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in MUTANTS]
+)
 def test_a_fault_breaks_parity(name: str, cogvideox_pair: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     mutate, style, kind, change = MUTANTS[name]
     request = REQUEST | change

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import telecine.guidance
+from telecine.families import bound
 from telecine.families import text as text_module
 from telecine.families.ltx_video import decode, generation, text_to_video
 from telecine.families.ltx_video.decode import DecodeSettings
@@ -140,8 +141,8 @@ def _(patch: Patch) -> None:
 
 @mutant("guidance rescale over the whole batch", **RESCALED)
 def _(patch: Patch) -> None:
-    right = telecine.guidance._deviation
-    patch(telecine.guidance, "_deviation", lambda values: right(values.reshape(1, -1)).repeat(len(values)))
+    right = telecine.guidance.deviation
+    patch(telecine.guidance, "deviation", lambda values: right(values.reshape(1, -1)).repeat(len(values)))
 
 
 # Positions
@@ -258,9 +259,9 @@ def _(patch: Patch) -> None:
 
 @mutant("network told the sigma, not the timestep")
 def _(patch: Patch) -> None:
-    right = generation.BoundTransformer.__call__
+    right = bound.BoundTransformer.__call__
     patch(
-        generation.BoundTransformer,
+        bound.BoundTransformer,
         "__call__",
         lambda self, latents, timestep, *rest: right(self, latents, timestep / 1000, *rest),
     )
@@ -268,9 +269,9 @@ def _(patch: Patch) -> None:
 
 @mutant("network told whole timesteps")
 def _(patch: Patch) -> None:
-    right = generation.BoundTransformer.__call__
+    right = bound.BoundTransformer.__call__
     patch(
-        generation.BoundTransformer,
+        bound.BoundTransformer,
         "__call__",
         lambda self, latents, timestep, *rest: right(self, latents, int(timestep), *rest),
     )

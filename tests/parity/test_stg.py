@@ -19,7 +19,7 @@ import torch
 
 import telecine.guidance
 from telecine.families import text as text_module
-from telecine.families.ltx_video.transformer import BoundTransformer
+from telecine.families.bound import BoundTransformer
 from telecine.guidance import StepGuidance
 
 MODES = ["attention_values", "attention_skip", "transformer_block"]

@@ -16,13 +16,14 @@ from telecine.bundle import Bundle, is_bundle, sha256
 from telecine.errors import BundleError
 from telecine.manifest import FILE_NAME, FORMAT, FileEntry
 
-COMPONENTS = ["text_encoder", "transformer", "vae_encoder", "vae_decoder"]
+NETWORKS = ["text_encoder", "transformer", "vae_encoder", "vae_decoder"]
+COMPONENTS = [*NETWORKS, "denoise_step", "decoder_latents", "uint8_frames"]
 SMALL_FILES = [
     "tokenizer/tokenizer.json",
     *(f"{name}/main.onnx" for name in COMPONENTS),
     "transformer/main.onnxruntime-cpu.onnx",
 ]
-WEIGHTS = [f"{name}/weights.bin" for name in COMPONENTS]
+WEIGHTS = [f"{name}/weights.bin" for name in NETWORKS]
 
 
 @pytest.fixture
@@ -44,6 +45,7 @@ def test_a_whole_bundle_opens(tiny_bundle: Path) -> None:
     assert list(bundle.manifest.components) == COMPONENTS
     assert sorted(entry.path for entry in bundle.hashed_files()) == sorted(SMALL_FILES)
     bundle.check_weights()
+    assert [bundle.component(name).weights.size for name in COMPONENTS if name not in NETWORKS] == [0, 0, 0]
     assert is_bundle(tiny_bundle)
     assert not is_bundle(tiny_bundle.parent)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from telecine.conditioning import Conditioning
-from telecine.denoise import denoise
+from telecine.denoise import HostSteps, denoise
 from telecine.errors import Cancelled, RequestError
 from telecine.families.ltx_video.sampler import FlowSampler
 from telecine.guidance import Guidance, StepGuidance
@@ -24,7 +24,8 @@ def run(
 ) -> np.ndarray:
     guidance = Guidance((StepGuidance(scale=scale),) * len(SCHEDULE.timesteps))
     sampler = FlowSampler(config=config, schedule=SCHEDULE, conditioning=Conditioning(), draw_noise=draw_noise)
-    return denoise(network, NOISE, sampler=sampler, guidance=guidance, callback=callback)
+    steps = HostSteps(network, NOISE, sampler=sampler, guidance=guidance)
+    return denoise(steps, sampler.sigmas, callback)
 
 
 def test_a_constant_velocity_is_followed_from_the_first_sigma_to_zero() -> None:

@@ -13,6 +13,7 @@ import pytest
 from telecine import results
 from telecine.errors import RequestError
 from telecine.families.base import Frames, Output
+from telecine.peak_memory import MemoryUse
 from telecine.results import FrameStream, Result, stopwatch
 
 
@@ -39,7 +40,7 @@ AUDIO = np.random.default_rng(0).uniform(-0.5, 0.5, (2, 2, 9000)).astype(np.floa
 
 def with_sound(audio: np.ndarray | None = AUDIO) -> Result:
     return Result(
-        frames=FRAMES, latents=None, frame_rate=24.0, seeds=(0,), timings={}, audio=audio,
+        frames=FRAMES, latents=None, frame_rate=24.0, seeds=(0,), timings={}, memory=MemoryUse(), audio=audio,
         sample_rate=None if audio is None else RATE,
     )  # fmt: skip
 
@@ -49,7 +50,7 @@ def streamed() -> FrameStream:
     output = Output(
         frames=Frames(shape=FRAMES.shape, dtype=FRAMES.dtype, pieces=pieces), audio=AUDIO, sample_rate=RATE, seeds=(0,)
     )
-    return FrameStream((piece for piece in pieces), output, 24.0, {})
+    return FrameStream((piece for piece in pieces), output, 24.0, {}, MemoryUse())
 
 
 @pytest.mark.parametrize("made", [with_sound, streamed])

@@ -126,6 +126,14 @@ def test_sides_hold_whole_tokens() -> None:
         VideoShape.from_request(num_frames=9, height=24, width=80, grid=COGVIDEOX)
 
 
+@given(st.integers(-5, 400), st.integers(-5, 2000))
+def test_below_on_a_grid_of_chunks_and_tokens(num_frames: int, height: int) -> None:
+    shape = VideoShape.below(num_frames=num_frames, height=height, width=80, grid=COGVIDEOX)
+    lengths = [COGVIDEOX.num_frames(latents) for latents in range(1, 120)]
+    assert shape.num_frames == max([length for length in lengths if length <= num_frames], default=1)
+    assert shape.height == max(height // 16, 1) * 16
+
+
 @pytest.mark.parametrize(("frames", "padded"), [(1, 2), (2, 2), (13, 14)])
 def test_padded_latents_hold_whole_tokens(frames: int, padded: int) -> None:
     shape = LatentShape(frames=frames, height=6, width=10)

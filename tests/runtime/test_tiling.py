@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,7 +19,7 @@ import pytest
 
 from telecine.errors import EngineError, RequestError
 from telecine.shapes import Grid, LatentShape
-from telecine.tiling import Footprint, Largest, Plan, Tile, TilingOptions, plan_decoder, plan_encoder
+from telecine.tiling import Footprint, Largest, Plan, Tile, TilingOptions, least_peak, plan_decoder, plan_encoder
 from telecine.tiling.axis import Axis, count, frames, latents, pixels, spread
 from telecine.tiling.options import parse_size, show_size
 from telecine.tiling.plan import CONTEXT
@@ -207,6 +208,20 @@ def test_what_is_refused_says_what_works() -> None:
     assert plan_of({"memory_limit": least}, sides).peak <= least
 
 
+@pytest.mark.parametrize("decoding", [True, False])
+@pytest.mark.parametrize("settings", [{}, {"mode": "off"}, {"mode": "diffusers"}, {"size": 36}, {"frames": 24}])
+def test_the_least_peak_is_the_lowest_limit_that_is_met(settings: dict[str, Any], decoding: bool) -> None:
+    sides = (13, 11, 17)
+    footprint = DECODER if decoding else ENCODER
+    least = least_peak(TilingOptions(**settings), latent_shape(sides), GRID, footprint, videos=2, decoding=decoding)
+    at = {"decoding": decoding, "videos": 2}
+    assert plan_of(settings | {"memory_limit": least}, sides, **at).peak == least
+    reserved = {"memory_limit": least + 99, "reserved": 100}
+    for refused, named in (({"memory_limit": least - 1}, least), (reserved, least + 100)):
+        with pytest.raises(RequestError, match=rf"at least {re.escape(show_size(named))} here"):
+            plan_of(settings | refused, sides, **at)
+
+
 @pytest.mark.parametrize("mode", ["off", "diffusers"])
 def test_modes_with_tiles_of_their_own_keep_to_the_limit_or_refuse(mode: str) -> None:
     peak = plan_of({"mode": mode}, (30, 12, 12)).peak
@@ -227,6 +242,7 @@ from telecine.families.ltx_video.host import Host
 from telecine.models import LoadedModels
 from telecine.noise import Generator
 from telecine.shapes import LatentShape
+from telecine.tiling import plan_decoder
 from telecine.upscale_request import UpscaleRequest
 
 bundle, half, frames, limit = sys.argv[1], sys.argv[2], int(sys.argv[3]), json.loads(sys.argv[4])
@@ -240,7 +256,8 @@ def decoding(limit, latent):
         latents=latents, adain_factor=0.0, tone_map_compression_ratio=0.0, decode_timestep=0.05, output_type="uint8",
         memory_limit=limit,
     )
-    settings = DecodeSettings.of(models, request, host, latent)
+    plan = plan_decoder(request.tiling_options(), latent, host.grid, host.decoder, videos=1)
+    settings = DecodeSettings.of(request, plan)
     def run():
         frames = decode(models, host, latents, settings, [Generator(0)], [Generator(1)])
         return sum(piece.shape[1] for piece in frames.pieces)
@@ -272,8 +289,11 @@ print(json.dumps([made, peak() - before]))
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize(
     ("model", "half", "frames", "limit"),
-    [("tiny_bundle", "decode", 30, 450), ("demo_bundle", "decode", 30, 450), ("demo_bundle", "encode", 45, 330)],
-    ids=["tiny-decode", "demo-decode", "demo-encode"],
+    [
+        pytest.param("tiny_bundle", "decode", 30, 450, id="tiny-decode", marks=pytest.mark.slow),
+        pytest.param("demo_bundle", "decode", 30, 450, id="demo-decode", marks=pytest.mark.slow),
+        pytest.param("demo_bundle", "encode", 45, 330, id="demo-encode"),
+    ],
 )
 def test_the_vae_stays_within_its_limit(
     model: str, half: str, frames: int, limit: int, request: Any, record_property: Callable[[str, object], None]

@@ -21,7 +21,7 @@ def test_real_sizes_build(
 ) -> None:
     import build_real_size
 
-    bundle = build_real_size.make_bundle(network, tmp_path, precision=PRECISION)
+    bundle = build_real_size.make_bundle([network], tmp_path / "bundle", precision=PRECISION)
     built = build_real_size.build(bundle, network, target=TARGET, workload=build_real_size.WORKLOAD)
     record_property("measured", build_real_size.as_text(built, PRECISION, TARGET))
     assert built.parameters > parameters

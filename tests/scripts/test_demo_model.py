@@ -82,6 +82,7 @@ def test_a_clip_twice_as_large_is_the_same_picture() -> None:
     assert np.abs(shrunk - small).mean() < 0.01
 
 
+@pytest.mark.slow
 def test_the_basis_is_orthogonal_and_keeps_what_it_can() -> None:
     rng = np.random.default_rng(1)
     size = Size(17, 96, 96)
@@ -115,6 +116,7 @@ def test_adain_is_the_pipelines() -> None:
     assert torch.allclose(adain(latents, reference), right, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_training_from_nothing_makes_a_checkpoint_and_goes_on(tmp_path: Path) -> None:
     sizes = (Size(17, 96, 96, pictures=6, latents=8), Size(17, 128, 128, scale=2, pictures=2, latents=4))
     steps = dict.fromkeys(("decoder", "outlines", "encoder", "text_encoder", "pads", "transformer", "upsampler"), 2)

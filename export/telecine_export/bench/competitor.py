@@ -17,20 +17,33 @@ PACKAGES = ("diffusers", "torch", "transformers")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "fp8": torch.bfloat16}
 
 
-class Diffusers:
-    """A source's pipeline; `compiled` runs transformer and decoder through torch.compile."""
+def open_pipeline(source: str, precision: str = "fp32") -> Any:
+    """A source's pipeline in the dtype of a precision, on the CPU."""
+    return DiffusionPipeline.from_pretrained(
+        source, dtype=DTYPES[precision], use_safetensors=True, local_files_only=True
+    )
 
-    def __init__(self, source: str, *, threads: int, precision: str = "fp32", compiled: bool = False) -> None:
+
+class Diffusers:
+    """A pipeline of diffusers; `compiled` runs transformer and decoder through torch.compile.
+
+    On a GPU every stage ends when the device has done it. `prompts` are embeddings in place of the settings' prompts.
+    """
+
+    def __init__(
+        self, pipe: Any, *, threads: int, device: str = "cpu", compiled: bool = False,
+        prompts: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
         torch.set_num_threads(threads)
         self.name = "torch.compile" if compiled else "diffusers"
-        self._pipe: Any = DiffusionPipeline.from_pretrained(
-            source, dtype=DTYPES[precision], use_safetensors=True, local_files_only=True
-        )
+        self._prompts = prompts
+        on_gpu = device.startswith("cuda")
+        self._pipe = pipe.to(device) if on_gpu else pipe
         self._pipe.set_progress_bar_config(disable=True)
         if compiled:
             for module in (self._pipe.transformer, self._pipe.vae.decoder):
                 module.forward = torch.compile(module.forward)
-        self._stages = _Stages()
+        self._stages = _Stages(torch.cuda.synchronize if on_gpu else _nothing)
         self._stages.watch(self._pipe.transformer)
         # Frames are made of what the decoder gives in `postprocess_video`: that is decoding, as it is ours.
         for owner, method, stage in (
@@ -48,7 +61,7 @@ class Diffusers:
 
         self._stages.begin()
         generator = torch.Generator("cpu").manual_seed(settings.seed)
-        self._pipe(**settings.request(), generator=generator, callback_on_step_end=callback)
+        self._pipe(**settings.request(self._prompts), generator=generator, callback_on_step_end=callback)
         return self._stages.seconds
 
     def versions(self) -> Mapping[str, str]:
@@ -58,7 +71,8 @@ class Diffusers:
 class _Stages:
     """Wall seconds by stage of one generation; "denoise" is from the network's first call to the last step's end."""
 
-    def __init__(self) -> None:
+    def __init__(self, wait: Callable[[], None]) -> None:
+        self._wait = wait  # until a GPU has done what it was given
         self.begin()
 
     def begin(self) -> None:
@@ -72,10 +86,12 @@ class _Stages:
 
     def step_ends(self) -> None:
         assert self._first_call is not None
+        self._wait()
         self.seconds["denoise"] = time.perf_counter() - self._first_call
 
     def timed(self, function: Callable[..., Any], stage: str) -> Callable[..., Any]:
         def run(*arguments: Any, **named: Any) -> Any:
+            self._wait()
             start = time.perf_counter()
             try:
                 return function(*arguments, **named)
@@ -85,8 +101,14 @@ class _Stages:
         return run
 
     def _call_begins(self) -> None:
+        self._wait()
         self._call = time.perf_counter()
         self._first_call = self._call if self._first_call is None else self._first_call
 
     def _add(self, stage: str, start: float) -> None:
+        self._wait()
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+
+
+def _nothing() -> None:
+    """The CPU is done when a call returns."""

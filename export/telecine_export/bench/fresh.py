@@ -8,6 +8,9 @@ from telecine.bench.fresh import tell
 
 if __name__ == "__main__":
     # Nothing of the exporter is imported but this: what is measured is diffusers' own start.
-    from telecine_export.bench.competitor import Diffusers
+    from telecine_export.bench.competitor import Diffusers, open_pipeline
 
-    tell(lambda settings: Diffusers(sys.argv[1], threads=settings.threads), sys.argv[2:])
+    tell(
+        lambda settings: Diffusers(open_pipeline(sys.argv[1]), threads=settings.threads, device=settings.device),
+        sys.argv[2:],
+    )

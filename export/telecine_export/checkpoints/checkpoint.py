@@ -61,6 +61,27 @@ class Checkpoint(ABC):
         )
 
 
+class NoTensors(Checkpoint):
+    """What graphs without weights are made of."""
+
+    origin = Path("nothing")
+
+    def names(self) -> Collection[str]:
+        return ()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        self._missing(name)
+
+    def stored_as(self, name: str) -> str:
+        self._missing(name)
+
+    def load(self, name: str) -> Tensor:
+        self._missing(name)
+
+    def close(self) -> None:
+        pass
+
+
 class Wrapped(Checkpoint):
     """A view of another checkpoint, which it closes."""
 

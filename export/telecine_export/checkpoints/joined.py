@@ -5,34 +5,26 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from telecine.joint_projections import joint_parts
 from telecine_export.checkpoints.checkpoint import Wrapped
-
-# Joint projections, by what they hold of one attention, in its order.
-JOINTS = {"to_qkv": ("to_q", "to_k", "to_v"), "to_kv": ("to_k", "to_v")}
 
 
 class Joined(Wrapped):
     """Answers for `....to_qkv.weight` with the rows of `to_q`, `to_k` and `to_v`; the same for biases and `to_kv`."""
 
     def __contains__(self, name: str) -> bool:
-        return name in self.inner or all(part in self.inner for part in _parts(name))
+        return name in self.inner or all(part in self.inner for part in joint_parts(name))
 
     def shape(self, name: str) -> tuple[int, ...]:
         if name in self.inner:
             return self.inner.shape(name)
-        shapes = [self.inner.shape(part) for part in _parts(name)]
+        shapes = [self.inner.shape(part) for part in joint_parts(name)]
         return (sum(shape[0] for shape in shapes), *shapes[0][1:])
 
     def stored_as(self, name: str) -> str:
-        return self.inner.stored_as(name if name in self.inner else _parts(name)[0])
+        return self.inner.stored_as(name if name in self.inner else joint_parts(name)[0])
 
     def load(self, name: str) -> Tensor:
         if name in self.inner:
             return self.inner.load(name)
-        return torch.cat([self.inner.load(part) for part in _parts(name)])
-
-
-def _parts(name: str) -> list[str]:
-    """Names of what a joint tensor is made of; of another tensor, its own."""
-    *outer, layer, kind = name.split(".") if name.count(".") >= 2 else ("", name)
-    return [".".join((*outer, part, kind)) for part in JOINTS[layer]] if layer in JOINTS else [name]
+        return torch.cat([self.inner.load(part) for part in joint_parts(name)])

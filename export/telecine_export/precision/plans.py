@@ -35,5 +35,7 @@ def plan_components(
     for name in components:
         policy = policies.get(name, Policy())
         fallback = FP8_BASE if precision == "fp8" and not policy.quantised else precision
+        if policy.only_fp32 is not None:
+            fallback = "fp32"
         plans[name] = ComponentPlan(precision=own.get(name, fallback), policy=policy)
     return plans

@@ -61,7 +61,7 @@ class Policy:
 
     `quantised`: what fp8 turns to FP8, none of it in the `edge_blocks` first and last of the blocks that `block` finds
     in a module's name (its group is the number). `not_fp8` says why a network has no fp8 of its own: a bundle at fp8
-    has it at the base precision.
+    has it at the base precision. `only_fp32` says why it has no other precision at all: it is float32 in every bundle.
     """
 
     rules: tuple[Rule, ...] = ()
@@ -69,6 +69,7 @@ class Policy:
     block: str | None = None
     edge_share: float = 0.0
     not_fp8: str | None = None
+    only_fp32: str | None = None
 
     def rule(self, module: str, operator: str, half: str) -> Rule | None:
         """What decides about a node; None where it computes in half precision."""
@@ -118,6 +119,12 @@ def check_precision(component: str, precision: str, policy: Policy) -> None:
             f"precision {precision} for {component}",
             expected=f"one of {', '.join(PRECISIONS)}",
             fix="Export at fp16 if you are not sure: TensorRT and ONNX Runtime both run it.",
+        )
+    if policy.only_fp32 is not None and precision != "fp32":
+        raise SourceError(
+            f"precision {precision} for {component}: {policy.only_fp32}",
+            expected="fp32",
+            fix=f"Leave --component {component}={precision} out.",
         )
     if precision == "fp8" and not policy.quantised:
         reason = policy.not_fp8 or "no policy says which of its products may be quantised"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from telecine.bundle import Bundle
 from telecine.errors import BundleError, RequestError
+from telecine.graph_weights import GraphWeights
 from telecine_export.graphs import GraphSpec
 from telecine_export.source import Source
 
@@ -72,10 +73,18 @@ def _check_room(size: int, folder: Path, *, disk: bool) -> None:
 def _check_same(bundle: Bundle, source: Source, specs: Sequence[GraphSpec]) -> None:
     components = {spec.component for spec in specs}
     manifest = bundle.manifest
-    precisions = {part.precision for part in manifest.components.values()}
-    if set(manifest.components) != components or manifest.pipeline != source.pipeline_class or precisions != {"fp32"}:
+    precisions = sorted({part.precision for part in manifest.components.values()})
+    if set(manifest.components) != components or manifest.pipeline != source.pipeline_class or precisions != ["fp32"]:
         raise BundleError(
             f"{bundle.root} is a {manifest.pipeline} of {', '.join(manifest.components)} at {', '.join(precisions)}",
             expected=f"{source.root} at fp32: a {source.pipeline_class} of {', '.join(sorted(components))}",
             fix="Export the reference from the same source at fp32, or leave it out.",
         )
+    for spec in specs:  # probes are put on the reference's graphs by the names of the traced ones
+        names = GraphWeights.open(bundle, spec.component, spec.role).stored()
+        if spec.fused != any(len(parts) > 1 for parts in names.values()):
+            raise BundleError(
+                f"{bundle.root} has a {spec.component} {'without' if spec.fused else 'with'} joined projections",
+                expected=f"one {'with' if spec.fused else 'without'} them, as is exported",
+                fix="Export the reference with the same --fuse-qkv, or leave it out.",
+            )

@@ -14,7 +14,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 
-from telecine.backends.base import Buffer, Session
+from telecine.backends.base import Buffer, NetworkFacts, Session
 from telecine.backends.onnxruntime import OnnxRuntimeOptions, OnnxRuntimeSession
 from telecine.bundle import Bundle
 from telecine.errors import BackendError
@@ -112,7 +112,8 @@ class TrialModels(LoadedModels):
         sessions: Mapping[tuple[str, str], Session] | None = None,
     ) -> None:
         others = dict.fromkeys(candidates, candidate) if candidate is not None else {}
-        super().__init__(reference, _TrialBackend(reference, others, sessions or {}, as_gpu))
+        # Every prompt is encoded: calibration sees what the text encoder makes.
+        super().__init__(reference, _TrialBackend(reference, others, sessions or {}, as_gpu), prompt_cache=0)
 
 
 class _TrialBackend:
@@ -127,10 +128,17 @@ class _TrialBackend:
     ) -> None:
         self._reference, self._others, self._given, self._as_gpu = reference, others, sessions, as_gpu
 
-    def load(self, component: str, role: str) -> Session:
+    def load(self, component: str, role: str, weights: int | None = None) -> Session:
         if (component, role) in self._given:
             return self._given[component, role]
         return open_graph(self._others.get(component, self._reference), component, role, as_gpu=self._as_gpu)
+
+    def facts(self, component: str, role: str) -> NetworkFacts:
+        size = self._others.get(component, self._reference).component(component).weights.size
+        return NetworkFacts(weights=size, replaced=size, batch_pays=True)
+
+    def device_bytes(self) -> None:
+        return None
 
     def limits(self, component: str, role: str) -> None:
         return None

@@ -20,6 +20,7 @@ from telecine.errors import RequestError, SourceError, TelecineError
 from telecine.families.names import TIED_NAMES
 from telecine_export.checkpoints.checkpoint import Checkpoint
 from telecine_export.checkpoints.joined import Joined
+from telecine_export.families.weightless import WEIGHTLESS
 from telecine_export.family import Family, family_of
 from telecine_export.graphs import GraphSpec
 from telecine_export.precision.quantise import SCALE_SUFFIX
@@ -223,6 +224,8 @@ def _check_model(bundle: Bundle, source: Source, family: Family) -> None:
         SourceError: a tensor of the bundle does not fit the source's configuration or checkpoint.
     """
     for name, specs in groupby(family.graphs(source), key=lambda spec: spec.component):
+        if name in WEIGHTLESS and name not in bundle.manifest.components:
+            continue  # an older bundle
         bundle.component(name)
         for spec in specs:
             with Joined(source.checkpoint(spec.checkpoint)) as checkpoint:  # the bundle may be of --fuse-qkv

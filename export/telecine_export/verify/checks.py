@@ -20,10 +20,13 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from telecine.backends.base import Buffer, Session
+from telecine.backends.choice import OnnxRuntimeBackend
+from telecine.backends.onnxruntime import OnnxRuntimeOptions
 from telecine.bundle import Bundle
 from telecine.errors import BackendError, SourceError
 from telecine.manifest import Graph
-from telecine.tokenizer import Tokenizer
+from telecine.models import LoadedModels
+from telecine_export.families.weightless import WEIGHTLESS
 from telecine_export.precision.trial_models import open_graph
 from telecine_export.source import Source
 from telecine_export.verify.comparison import Pair
@@ -44,7 +47,7 @@ class FamilyChecks:
     `components`: each compares one part of the bundle with torch's. `run_stages`: what a whole run is compared by;
     `bundle_run` and `torch_run` make the run and fill a record of them, `bundle_run` as far as it comes; `run_parts`
     has the components that a stage's values come through, in those where any does. `optional` components are verified
-    in bundles that have them.
+    in bundles that have them, and so are graphs without weights: older bundles have none.
     """
 
     components: Mapping[str, Callable[[Bundle, Source], list[Pair]]]
@@ -55,7 +58,7 @@ class FamilyChecks:
     optional: Collection[str] = ()
 
     def stages(self, bundle: Bundle) -> list[str]:
-        absent = set(self.optional) - set(bundle.manifest.components)
+        absent = {*self.optional, *WEIGHTLESS} - set(bundle.manifest.components)
         return [name for name in (*self.components, *self.run_stages) if name not in absent]
 
     def precision(self, bundle: Bundle, stage: str) -> str:
@@ -165,43 +168,34 @@ class RecordingSession(Session):
         return self._session.closed
 
 
-class BundleModels:
-    """A bundle's networks for a family's pipeline (`telecine.families.base.Models`), recorded.
+class BundleModels(LoadedModels):
+    """A bundle's networks for a family's pipeline, recorded.
 
     `calls[component]` holds what each call was fed: a run is observed at the graphs' boundaries, so that the host math
     is the runtime's own, untouched.
     """
 
     def __init__(self, bundle: Bundle) -> None:
-        self.bundle = bundle
+        backend = OnnxRuntimeBackend(bundle, device="cpu", options=OnnxRuntimeOptions())
+        super().__init__(bundle, backend, prompt_cache=0)  # every prompt is encoded, and seen
         self.calls: dict[str, list[Call]] = {name: [] for name in bundle.manifest.components}
-        self._sessions: dict[tuple[str, str], RecordingSession] = {}
-
-    @property
-    def host(self) -> Mapping[str, Any]:
-        return self.bundle.manifest.host
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        return Tokenizer.load(self.bundle.path(self.bundle.manifest.tokenizer))
+        self._recording: dict[tuple[str, str], RecordingSession] = {}
 
     def session(self, component: str, role: str = "main") -> Session:
-        if (component, role) not in self._sessions:
+        if (component, role) not in self._recording:
             session = open_session(self.bundle, component, role)
             graph = self.bundle.graph(component, role)
-            self._sessions[component, role] = RecordingSession(graph, session, self.calls[component])
-        return self._sessions[component, role]
+            self._recording[component, role] = RecordingSession(graph, session, self.calls[component])
+        return self._recording[component, role]
 
-    def require(self, component: str) -> None:
-        self.bundle.component(component)
-
-    def limits(self, component: str) -> None:
-        """ONNX Runtime, which runs them, takes every size."""
+    def helper(self, component: str) -> None:
+        """None: verification runs on the host."""
 
     def close(self) -> None:
-        for session in self._sessions.values():
+        for session in self._recording.values():
             session.close()
-        self._sessions.clear()
+        self._recording.clear()
+        super().close()
 
 
 def record_calls(module: nn.Module, names: Sequence[str]) -> list[Call]:

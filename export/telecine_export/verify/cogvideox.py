@@ -25,6 +25,7 @@ from telecine_export.verify.cogvideox_run import RUN_PARTS, RUN_STAGES, bundle_r
 from telecine_export.verify.comparison import Pair
 from telecine_export.verify.ltx_video import text_encoder, tokenizer
 from telecine_export.verify.modules import load_module
+from telecine_export.verify.weightless import WEIGHTLESS
 
 # (videos, text length, frame groups, rows, columns of tokens); traced at 2, 7, 2, 3, 4.
 TRANSFORMED = ((1, 11, 1, 2, 5), (3, 40, 3, 5, 2), (2, 226, 4, 3, 3))
@@ -130,6 +131,7 @@ COGVIDEOX = FamilyChecks(
         "transformer": transformer,
         "vae_encoder": vae_encoder,
         "vae_decoder": vae_decoder,
+        **WEIGHTLESS,
     },
     run_stages=RUN_STAGES,
     run_parts=RUN_PARTS,

@@ -33,6 +33,7 @@ from telecine_export.verify.ltx_video_run import (
     torch_run,
 )
 from telecine_export.verify.modules import load_module
+from telecine_export.verify.weightless import WEIGHTLESS
 
 # Where tokenizers disagree: spaces, sentinels, normalisation, scripts that the vocabulary lacks, length.
 PROMPTS = (
@@ -255,6 +256,7 @@ LTX_VIDEO = FamilyChecks(
         "vae_encoder": vae_encoder,
         "vae_decoder": vae_decoder,
         "latent_upsampler": latent_upsampler,
+        **WEIGHTLESS,
     },
     optional=("latent_upsampler",),
     run_stages=RUN_STAGES,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +15,23 @@ from telecine.axes import Shape, bind_axes, resolve
 from telecine.errors import BackendError
 from telecine.manifest import Graph, TensorSpec
 
+if TYPE_CHECKING:
+    from telecine.backends.cuda.workspace import Workspace
+
 Buffer = npt.NDArray[Any]
 # An array in device memory: an object with `__cuda_array_interface__` or `__dlpack__`, which share no type.
 DeviceBuffer = Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkFacts:
+    """What a backend tells of a graph that it has not loaded: the bytes of its weights once it has, those once others
+    `replaced` them, `batch_pays` as of its session, and whether it `streams` weights that are not loaded."""
+
+    weights: int
+    replaced: int
+    batch_pays: bool
+    streams: bool = False
 
 
 class Shaped(Protocol):
@@ -36,6 +51,10 @@ class Session(ABC):
     def __init__(self, graph: Graph) -> None:
         self.inputs: dict[str, TensorSpec] = {spec.name: spec for spec in graph.inputs}
         self.outputs: dict[str, TensorSpec] = {spec.name: spec for spec in graph.outputs}
+
+    def empty(self, shape: Shape, dtype: npt.DTypeLike) -> Buffer:
+        """A new array for an input or output, of a kind that `bind` uses in place; what it holds is undefined."""
+        return np.empty(shape, dtype)
 
     @abstractmethod
     def bind(self, name: str, buffer: Buffer | DeviceBuffer) -> None:
@@ -90,6 +109,14 @@ class Session(ABC):
     def batch_pays(self) -> bool:
         """Whether several rows in one call are quicker than one after the other, when each is large already."""
         return True
+
+    @property
+    def workspace(self) -> Workspace | None:
+        """Arrays on the device that it runs on, which `bind` uses in place; None where it runs on the host's.
+
+        They are kept with the session, and so are their addresses. Sessions of one device take each other's.
+        """
+        return None
 
     def output_shapes(self, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
         """Output shapes by name for input shapes by name.

@@ -14,20 +14,26 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from telecine.bench.competitor import Competitor
 from telecine.bench.settings import Settings
 from telecine.errors import BackendError
+from telecine.peak_memory import highest_resident_bytes
+
+if TYPE_CHECKING:
+    from telecine.bench.device import DevicePeak
 
 OURS = "telecine.bench.fresh"
-STATUS = Path("/proc/self/status")
 
 
 def measure_fresh(module: str, path: str, settings: Settings) -> dict[str, float]:
-    """Of `python -m MODULE PATH SETTINGS`: seconds from its start to the end of the first denoising step (`first_step`)
-    and of the video (`total`), those of its quickest later step (`step`), and its peak resident bytes (`peak_memory`).
+    """Of `python -m MODULE PATH SETTINGS`: seconds from its start to the beginning of the first denoising step
+    (`start_up`), to its end (`first_step`) and to that of the video (`total`), those of its quickest later step
+    (`step`), and its peak resident bytes (`peak_memory`); on a GPU also what the device gave out
+    (`peak_device_memory`).
 
     Raises:
         BackendError: the process failed, or was killed.
@@ -45,10 +51,11 @@ def measure_fresh(module: str, path: str, settings: Settings) -> dict[str, float
     told = json.loads(done.stdout.splitlines()[-1])
     marks = told["marks"]
     return {
+        "start_up": marks[-1] - told["denoise"] - start,
         "first_step": marks[0] - start,
         "step": min(after - before for before, after in itertools.pairwise(marks)),
         "total": told["end"] - start,
-        "peak_memory": told["peak_memory"],
+        **{name: told[name] for name in ("peak_memory", "peak_device_memory") if name in told},
     }
 
 
@@ -56,23 +63,39 @@ def tell(make: Callable[[Settings], Competitor], arguments: list[str]) -> None:
     """What the fresh process does: one generation, told as JSON. Times are of the clock that all processes share."""
     settings = Settings.parse(json.loads(arguments[0]))
     marks: list[float] = []
-    make(settings).generate(settings, lambda: marks.append(time.monotonic()))
-    told: dict[str, Any] = {"marks": marks, "end": time.monotonic(), "peak_memory": peak_memory()}
+    with _watched(settings) as device:
+        stages = make(settings).generate(settings, lambda: marks.append(time.monotonic()))
+    told: dict[str, Any] = {
+        "marks": marks,
+        "denoise": stages["denoise"],  # it ends with the last step
+        "end": time.monotonic(),
+        "peak_memory": peak_memory(),
+    }
+    if device is not None:
+        told["peak_device_memory"] = device.peak
     print(json.dumps(told))
 
 
-def peak_memory() -> int:
-    """Largest resident bytes of this process so far.
+def _watched(settings: Settings) -> AbstractContextManager[DevicePeak | None]:
+    if not settings.on_gpu:
+        return nullcontext()
+    from telecine.bench.device import DevicePeak  # here: its import would count as start-up on a CPU
 
-    Not `ru_maxrss`: a process that was started inherits the peak of the one that started it.
-    """
-    for line in STATUS.read_text(encoding="ascii").splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    raise BackendError(f"{STATUS} has no VmHWM", expected="Linux", fix="Measure on Linux.")
+    return DevicePeak(settings.device)
+
+
+def peak_memory() -> int:
+    """Largest resident bytes of this process so far."""
+    peak = highest_resident_bytes()
+    if peak is None:
+        raise BackendError("the system does not tell a process' peak", expected="Linux", fix="Measure on Linux.")
+    return peak
 
 
 if __name__ == "__main__":
     from telecine.bench.ours import Telecine
 
-    tell(lambda settings: Telecine(Path(sys.argv[1]), threads=settings.threads), sys.argv[2:])
+    def ours(settings: Settings) -> Competitor:
+        return Telecine(Path(sys.argv[1]), threads=settings.threads, device=settings.device)
+
+    tell(ours, sys.argv[2:])

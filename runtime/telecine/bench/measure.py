@@ -87,7 +87,7 @@ def _fresh(asked: Measurement, settings: Settings, progress: Progress) -> dict[s
     told: dict[str, list[dict[str, float]]] = {name: [] for name in asked.processes}
     for name in interleaved(list(asked.processes), asked.fresh):
         told[name].append(measure_fresh(*asked.processes[name], settings))
-        progress(f"{name}, fresh: {told[name][-1]['first_step']:.2f} s to the first step")
+        progress(f"{name}, fresh: {told[name][-1]['start_up']:.2f} s to the first step")
     return {
         name: {key: dataclasses.asdict(Spread.of(each[key] for each in runs)) for key in runs[0]}
         for name, runs in told.items()

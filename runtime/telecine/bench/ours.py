@@ -8,25 +8,47 @@ from pathlib import Path
 from typing import Any
 
 import telecine
+from telecine.backends.base import Session
+from telecine.backends.cuda.options import CudaGraphs
 from telecine.bench.settings import Settings
 
-PACKAGES = ("telecine", "numpy", "onnxruntime", "onnxruntime-gpu", "tokenizers")
+PACKAGES = (
+    "telecine", "numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "cuda-bindings", "tokenizers",
+)  # fmt: skip
 
 
 class Telecine:
-    """A bundle's pipeline."""
+    """A bundle's pipeline. `backend`, `engines` and `cuda_graphs` are `telecine.load`'s, `providers` its options';
+    `prompts` are embeddings in place of the settings' prompts, as `generate` takes them.
+    """
 
-    name = "telecine"
-
-    def __init__(self, bundle: Path, *, threads: int, device: str = "auto") -> None:
-        options = telecine.OnnxRuntimeOptions(threads=threads)
-        self._pipe = telecine.load(bundle, device=device, options=options)
+    def __init__(
+        self, bundle: Path, *, threads: int, device: str = "auto", name: str = "telecine", backend: str = "auto",
+        engines: Path | None = None, cuda_graphs: CudaGraphs = "auto", prompts: Mapping[str, Any] | None = None,
+        providers: tuple[str, ...] = (),
+    ) -> None:  # fmt: skip
+        self.name, self._prompts = name, prompts
+        options = (
+            None if backend == "tensorrt" else telecine.OnnxRuntimeOptions(threads=threads, providers=providers or None)
+        )
+        self.pipe = telecine.load(
+            bundle, backend=backend, device=device, engines=engines, options=options, cuda_graphs=cuda_graphs,
+            prompt_cache=0,  # the prompts are the same every time, and nobody else keeps them
+        )  # fmt: skip
 
     def generate(self, settings: Settings, mark: Callable[[], None]) -> Mapping[str, float]:
         def callback(*_: Any) -> None:
             mark()
 
-        return self._pipe.generate(**settings.request(), seed=settings.seed, callback=callback).timings
+        request = settings.request(self._prompts)
+        return self.pipe.generate(**request, seed=settings.seed, callback=callback).timings
+
+    def network(self, component: str) -> Session:
+        """A network's session, loaded."""
+        return self.pipe._models.session(component)
+
+    def close(self) -> None:
+        self.pipe.close()
 
     def versions(self) -> Mapping[str, str]:
         return installed_versions(PACKAGES)

@@ -48,10 +48,18 @@ def _stages(results: Mapping[str, Any]) -> list[str]:
 
 def _fresh(fresh: Mapping[str, Any]) -> list[str]:
     return [
-        f"fresh process, {name}: {told['first_step']['median']:.2f} s to the first step, "
+        f"fresh process, {name}: {told['start_up']['median']:.2f} s to the first step, "
+        f"{told['first_step']['median']:.2f} s to its end, "
         f"{told['total']['median']:.2f} s to the video, {told['peak_memory']['median'] / 1e6:.0f} MB at most"
+        + _on_device(told)
         for name, told in fresh.items()
     ]
+
+
+def _on_device(told: Mapping[str, Any]) -> str:
+    if "peak_device_memory" not in told:
+        return ""
+    return f", {told['peak_device_memory']['median'] / 1e6:.0f} MB of the GPU"
 
 
 def _roofline(roofline: Mapping[str, Any]) -> list[str]:

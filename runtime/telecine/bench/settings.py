@@ -19,7 +19,8 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"
 class Settings:
     """The work: parameters of `generate` by diffusers' names, and how it is repeated.
 
-    `threads`: of one operator, on every side. `warmups`: runs of each competitor that are not counted.
+    `threads`: of one operator, on every side. `warmups`: runs of each competitor that are not counted. `device`: "cpu",
+    "cuda", "cuda:N", on every side; "auto" is the CPU, but for networks that have engines. What is None is not asked.
 
     Raises:
         RequestError: nothing to measure.
@@ -32,13 +33,14 @@ class Settings:
     num_frames: int
     num_inference_steps: int = 8
     guidance_scale: float = 3.0
-    decode_timestep: float = 0.05
-    decode_noise_scale: float = 0.025
+    decode_timestep: float | None = 0.05
+    decode_noise_scale: float | None = 0.025
     output_type: str = "np"
     seed: int = 0
     repeats: int = 5
     warmups: int = 1
     threads: int
+    device: str = "auto"
 
     def __post_init__(self) -> None:
         for name, least in (("repeats", 1), ("warmups", 0), ("threads", 1)):
@@ -53,14 +55,23 @@ class Settings:
                 fix="Use 8.",
             )
 
-    def request(self) -> dict[str, Any]:
-        """Parameters that `Pipeline.generate` and diffusers' `__call__` share."""
+    def request(self, prompts: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Parameters that `Pipeline.generate` and diffusers' `__call__` share; `prompts` stand in for the texts."""
         names = [field.name for field in dataclasses.fields(self)]
-        return {name: getattr(self, name) for name in names[: names.index("seed")]}
+        values = {name: getattr(self, name) for name in names[: names.index("seed")] if getattr(self, name) is not None}
+        return values if prompts is None else values | {"prompt": None, "negative_prompt": None, **prompts}
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether every side runs on a GPU."""
+        return self.device.startswith("cuda")
 
     def environment(self) -> dict[str, str]:
-        """This process' environment, for one that is to use so many threads."""
-        return os.environ | dict.fromkeys(THREAD_VARIABLES, str(self.threads))
+        """This process' environment, for one that is to use so many threads; modules are compiled as in any
+        installation."""
+        environment = os.environ | dict.fromkeys(THREAD_VARIABLES, str(self.threads))
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
+        return environment
 
     @classmethod
     def parse(cls, content: Mapping[str, Any]) -> Settings:

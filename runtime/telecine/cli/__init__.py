@@ -5,7 +5,7 @@ Exit codes: 0 done, 1 a telecine error or a failed check, 2 wrong usage.
 
 from __future__ import annotations
 
-from telecine.cli import bench, build, commands, generate, refit, upscale
+from telecine.cli import bench, build, commands, generate, plan, refit, triton, upscale
 from telecine.cli.group import main
 
-__all__ = ["bench", "build", "commands", "generate", "main", "refit", "upscale"]
+__all__ = ["bench", "build", "commands", "generate", "main", "plan", "refit", "triton", "upscale"]

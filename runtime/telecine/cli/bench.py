@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Callable
@@ -44,7 +45,7 @@ TEXT_LENGTH = 128  # diffusers' default of max_sequence_length, padding included
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the results, as .json.")
 @json_option
 def bench(
-    bundle: Path, against: str | None, compiled: bool, threads: int | None, device: str, fresh: int, sizes: bool,
+    bundle: Path, against: str | None, compiled: bool, threads: int | None, fresh: int, sizes: bool,
     roofline: bool, host: bool, most_tokens: int | None, plot: Path | None, output: Path | None, as_json: bool,
     **parameters: Any,
 ) -> None:  # fmt: skip
@@ -59,9 +60,12 @@ def bench(
     _check(against, {"--compile": compiled, "--roofline": roofline})
     _check_sweep_and_files(most_tokens, plot, output)
     opened = Bundle.open(bundle)
+    if opened.manifest.family != "ltx-video":
+        _check_family(opened.manifest.family, {"--roofline": roofline, "--sweep": most_tokens is not None})
+        settings = dataclasses.replace(settings, decode_timestep=None, decode_noise_scale=None)  # of its decoder alone
     asked = Measurement(
         competitors=[
-            lambda: Telecine(bundle, threads=settings.threads, device=device),
+            lambda: Telecine(bundle, threads=settings.threads, device=settings.device),
             *_diffusers(opened, against, compiled, settings),
         ],
         processes=_processes(bundle, against),
@@ -93,6 +97,17 @@ def _check(against: str | None, needing: dict[str, bool]) -> None:
             )
 
 
+def _check_family(family: str, options: dict[str, bool]) -> None:
+    """Refuse what counts LTX-Video's tokens and operations."""
+    for option, given in options.items():
+        if given:
+            raise RequestError(
+                f"{option} for a {family} model",
+                expected="an ltx-video one, whose transformer it counts",
+                fix="Leave it out.",
+            )
+
+
 def _check_sweep_and_files(most_tokens: int | None, plot: Path | None, output: Path | None) -> None:
     """Refuse, before the minutes of measuring, what there would be nothing of, or no file for."""
     from telecine.atomic import check_writable
@@ -115,12 +130,14 @@ def _diffusers(
 ) -> list[Callable[[], Competitor]]:
     if against is None:
         return []
-    from telecine_export.bench.competitor import Diffusers
+    from telecine_export.bench.competitor import Diffusers, open_pipeline
 
     precision = bundle.component("transformer").precision
 
     def make(compiled: bool) -> Callable[[], Competitor]:
-        return lambda: Diffusers(against, threads=settings.threads, precision=precision, compiled=compiled)
+        return lambda: Diffusers(
+            open_pipeline(against, precision), threads=settings.threads, device=settings.device, compiled=compiled
+        )
 
     return [make(False), make(True)] if compiled else [make(False)]
 

@@ -9,7 +9,6 @@ from typing import Any
 import click
 
 from telecine.cli.group import json_option, main, print_json
-from telecine.workload import KEYFRAMES, VAE_TILE
 
 
 @main.command()
@@ -31,14 +30,8 @@ from telecine.workload import KEYFRAMES, VAE_TILE
 )
 @click.option("--component", "components", multiple=True, help="Build this component only; repeat for several.")
 @click.option("--engines", type=click.Path(path_type=Path), help="Where plans go. Default: BUNDLE/engines.")
-@click.option("--vae-tile", default=VAE_TILE, show_default=True, help="The most that the VAE gets at once.")
-@click.option(
-    "--keyframes",
-    type=int,
-    default=KEYFRAMES,
-    show_default=True,
-    help="Latent frames that conditions at later frames may add.",
-)
+@click.option("--vae-tile", help="The most that the VAE gets at once. Default: 512x512x121; of CogVideoX the video.")
+@click.option("--keyframes", type=int, help="Latent frames that conditions at later frames may add (LTX-Video: 4).")
 @click.option("--builder-optimization-level", type=int, help="0 (quick) to 5. Not for RTX.")
 @click.option("--workspace", type=int, metavar="MIB", help="GPU memory of a kernel beside activations.")
 @click.option("--max-aux-streams", type=int, help="Streams of one execution beside its own.")
@@ -55,7 +48,7 @@ from telecine.workload import KEYFRAMES, VAE_TILE
 @json_option
 def build(
     bundle: Path, targets: tuple[str, ...], workloads: tuple[str, ...], components: tuple[str, ...],
-    engines: Path | None, vae_tile: str, keyframes: int, dry_run: bool, as_json: bool, **options: Any,
+    engines: Path | None, vae_tile: str | None, keyframes: int | None, dry_run: bool, as_json: bool, **options: Any,
 ) -> None:  # fmt: skip
     """Build BUNDLE's TensorRT engines: what is there already stays."""
     from telecine.bundle import Bundle

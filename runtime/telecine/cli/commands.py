@@ -98,13 +98,18 @@ def verify(bundle: Path, source: str, stages: tuple[str, ...], as_json: bool, **
 
 @main.command()
 @click.argument("path", type=click.Path(path_type=Path))
-@click.option("--check", is_flag=True, help="Hash the weights too.")
+@click.option("--check", is_flag=True, help="Hash the weights (of a plan: the tensors) too.")
 @json_option
 def inspect(path: Path, check: bool, as_json: bool) -> None:
-    """Print what the bundle PATH holds: graphs, axes, precisions, parameters, bytes, presets."""
+    """Print what the bundle or plan PATH holds: graphs, axes, precisions, parameters, bytes, presets; steps, memory."""
     from telecine.bundle import Bundle
     from telecine.inspection import as_text
+    from telecine.plan.inspection import describe, is_plan, read_plan
 
+    if is_plan(path):
+        plan = read_plan(path, check=check)
+        click.echo("\n".join([str(path), *describe(plan)])) if not as_json else print_json(plan)
+        return
     bundle = Bundle.open(path)
     if check:
         bundle.check_weights()

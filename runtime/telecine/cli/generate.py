@@ -104,11 +104,7 @@ def generate(
 
     runtime = {name: parameters.pop(name) for name in RUNTIME_PARAMETERS}
     latent = parameters["output_type"] == "latent"
-    for name in ONE_OR_MANY:
-        parameters[name] = one_or_many(parameters[name])
-    parameters |= read_arrays(parameters.pop("latents"), ("latents",))
-    parameters |= read_arrays(parameters.pop("prompt_embeds"), EMBEDS)
-    parameters |= conditions(images, videos)
+    parameters = request_parameters(parameters, images, videos)
     if latent:
         check_latents_output(output, file_frame_rate, quality)
     else:
@@ -119,6 +115,14 @@ def generate(
             pipe.load_lora([split_scale(lora) for lora in loras])
         make = pipe.generate if latent else pipe.stream
         report(make(**parameters, callback=callback), output, file_frame_rate, quality, as_json)
+
+
+def request_parameters(options: dict[str, Any], images: Sequence[str], videos: Sequence[str]) -> dict[str, Any]:
+    """Parameters of `Pipeline.generate` from the options by their names."""
+    parameters = options | {name: one_or_many(options[name]) for name in ONE_OR_MANY}
+    parameters |= read_arrays(parameters.pop("latents"), ("latents",))
+    parameters |= read_arrays(parameters.pop("prompt_embeds"), EMBEDS)
+    return parameters | conditions(images, videos)
 
 
 def _videos(parameters: dict[str, Any]) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,12 +14,16 @@ from telecine.cli.group import print_json
 from telecine.errors import RequestError
 
 if TYPE_CHECKING:
+    from telecine.peak_memory import MemoryUse
     from telecine.pipeline import Pipeline
     from telecine.results import FrameStream, Result
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-RUNTIME_PARAMETERS = ("backend", "device", "engines", "providers", "threads", "memory_arena", "memory_pattern")
+RUNTIME_PARAMETERS = (
+    "backend", "device", "engines", "cuda_graphs", "providers", "threads", "memory_arena", "memory_pattern",
+)  # fmt: skip
+CUDA_GRAPHS: Mapping[str, Any] = {"auto": "auto", "on": True, "off": False}
 
 
 def runtime_options(command: F) -> F:
@@ -29,6 +35,13 @@ def runtime_options(command: F) -> F:
         click.option("--threads", type=click.IntRange(min=1), help="Threads of one operator."),
         click.option(
             "--provider", "providers", multiple=True, help="ONNX Runtime execution provider, in order of preference."
+        ),
+        click.option(
+            "--cuda-graphs",
+            type=click.Choice(list(CUDA_GRAPHS)),
+            default="auto",
+            show_default=True,
+            help="Give a GPU each network's launches as a whole.",
         ),
         click.option(
             "--engines",
@@ -66,7 +79,7 @@ def tiling_options(command: F) -> F:
     """Add the options of tiles and memory that `generate` and `upscale` share."""
     for option in (
         click.option(
-            "--memory-limit", help="What running the VAE may take beside the networks, such as 8GiB: chooses tiles."
+            "--memory-limit", help="What the run may take, such as 8GiB: drops networks between stages, chooses tiles."
         ),
         click.option("--tile-frame-stride", type=int, help="Frames from tile to tile."),
         click.option("--tile-frames", type=int, help="Frames of a tile, context included."),
@@ -79,16 +92,19 @@ def tiling_options(command: F) -> F:
 
 
 def load(
-    bundle: Path, *, backend: str, device: str, engines: Path | None, providers: Sequence[str], threads: int | None,
-    memory_arena: bool, memory_pattern: bool,
+    bundle: Path, *, backend: str, device: str, engines: Path | None, cuda_graphs: str, providers: Sequence[str],
+    threads: int | None, memory_arena: bool, memory_pattern: bool,
 ) -> Pipeline:  # fmt: skip
     import telecine
 
     options = telecine.OnnxRuntimeOptions(
         providers=tuple(providers) or None, threads=threads, memory_arena=memory_arena, memory_pattern=memory_pattern
     )
+    logging.getLogger("telecine.models").setLevel(logging.INFO)  # the predicted peak, before the run
     given = None if options == telecine.OnnxRuntimeOptions() else options
-    return telecine.load(bundle, backend=backend, device=device, engines=engines, options=given)
+    return telecine.load(
+        bundle, backend=backend, device=device, engines=engines, options=given, cuda_graphs=CUDA_GRAPHS[cuda_graphs]
+    )
 
 
 def numbers(_: click.Context, __: click.Parameter, text: str | None) -> list[float] | None:
@@ -204,12 +220,28 @@ def report(
     else:
         paths = [save_latents(made, output)]
     if as_json:
-        print_json({"files": [str(path) for path in paths], "seeds": made.seeds, "seconds": dict(made.timings)})
+        print_json(
+            {
+                "files": [str(path) for path in paths],
+                "seeds": made.seeds,
+                "seconds": dict(made.timings),
+                "memory": dataclasses.asdict(made.memory),
+            }
+        )
     else:
         for path in paths:
             click.echo(path)
         click.echo(
             f"seed {', '.join(map(str, made.seeds))}; "
-            + ", ".join(f"{name} {seconds:.2f} s" for name, seconds in made.timings.items()),
+            + ", ".join(f"{name} {seconds:.2f} s" for name, seconds in made.timings.items())
+            + _memory(made.memory),
             err=True,
         )
+
+
+def _memory(memory: MemoryUse) -> str:
+    from telecine.tiling.options import show_size
+
+    told = (("predicted", memory.predicted), ("measured", memory.measured), ("on the GPU", memory.device))
+    known = [f"{show_size(size)} {name}" for name, size in told if size is not None]
+    return f"; memory {', '.join(known)}" if known else ""

@@ -75,8 +75,8 @@ def _onnxruntime_cuda(machine: Machine, *, listed: bool) -> list[Check]:
             name=name,
             status="warn",
             found=f"listed, but does not load: {probe.problem or 'a session fell back to the CPU'}",
-            fix="Install the CUDA and cuDNN that it was built for, and name their folders in LD_LIBRARY_PATH: "
-            "telecine does not look for those that pip installs. Until then use `--device cpu`.",
+            fix="Install the CUDA and cuDNN that it was built for: `pip install 'onnxruntime-gpu[cuda,cudnn]'`, or "
+            "name their folders in LD_LIBRARY_PATH. Until then use `--device cpu`.",
         )
     ]
 

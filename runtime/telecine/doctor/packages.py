@@ -15,7 +15,7 @@ from telecine.doctor.check import Check, Machine, Status
 PACKAGES = {
     "": ("click", "numpy", "safetensors", "tokenizers"),
     "onnxruntime": ("onnxruntime",),
-    "onnxruntime-gpu": ("onnxruntime-gpu",),
+    "onnxruntime-gpu": ("cuda-bindings", "onnxruntime-gpu"),
     "video": ("av", "pillow"),
     "export": (
         "diffusers",

@@ -138,13 +138,14 @@ def probe_onnxruntime() -> None:
     _emit(version=runtime.__version__, providers=runtime.get_available_providers(), done=True)
 
 
-def probe_onnxruntime_cuda() -> None:
+def probe_onnxruntime_cuda(provider: str = "CUDAExecutionProvider") -> None:
     """The providers that a session has which asked for CUDA: without it where CUDA or cuDNN does not load.
 
-    As in the backend, the loader has to find them: onnxruntime.preload_dlls() is not called.
+    As in the backend, those that pip's packages have are found by onnxruntime.preload_dlls().
     """
     runtime = importlib.import_module("onnxruntime")
-    wanted = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    runtime.preload_dlls()
+    wanted = [provider, "CPUExecutionProvider"]
     session = runtime.InferenceSession(base64.b64decode(_IDENTITY_ONNX), providers=wanted)
     _emit(providers=session.get_providers(), done=True)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -10,11 +10,14 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from telecine.backends.base import Session
+from telecine.backends.base import NetworkFacts, Session
 from telecine.denoise import Callback
 from telecine.errors import RequestError
+from telecine.memory_budget import Need
+from telecine.prompt_cache import PromptCache
 from telecine.request import Request
 from telecine.second_stage import SecondStage
+from telecine.shapes import Grid
 from telecine.tokenizer import Tokenizer
 from telecine.upscale_request import UpscaleRequest
 from telecine.workload import AxisRanges, Workload
@@ -32,7 +35,13 @@ class Models(Protocol):
     @property
     def tokenizer(self) -> Tokenizer: ...
 
+    @property
+    def prompts(self) -> PromptCache: ...
+
     def session(self, component: str, role: str = "main") -> Session: ...
+
+    def helper(self, component: str) -> Session | None:
+        """As `session`, of a graph that NumPy can stand for; None where the bundle or its engines are older."""
 
     def require(self, component: str) -> None:
         """
@@ -40,8 +49,28 @@ class Models(Protocol):
             BundleError: the bundle lacks the component.
         """
 
-    def limits(self, component: str) -> Mapping[str, int] | None:
-        """The largest size of each axis of a component's `main` graph, by symbol; None where there are no limits.
+    @property
+    def keeps_frames(self) -> bool: ...  # of the run, until its end
+
+    def facts(self, component: str, role: str = "main") -> NetworkFacts:
+        """What the backend tells of a component's graph that it has not loaded.
+
+        Raises:
+            BundleError, EngineError: the bundle lacks the component, or the engine that must run it.
+        """
+
+    def activation_bytes(self, component: str, rows: int) -> int:
+        """Bytes of running a component's `main` graph on so many rows, such as tokens, of its linear layers.
+
+        Raises:
+            BundleError: the bundle lacks the component.
+        """
+
+    def expect(self, needs: Sequence[Need], limit: int | None) -> None:
+        """A run's stages in their order, before the first: how `session` makes room for each within the limit."""
+
+    def limits(self, component: str, role: str = "main") -> Mapping[str, int] | None:
+        """The largest size of each axis of a component's graph, by symbol; None where there are no limits.
 
         Raises:
             EngineError: there is no engine that fits, and nothing else may run the component.
@@ -165,13 +194,19 @@ class Naming:
 class Family:
     """Models that share graphs and host math.
 
-    `refuses`: parameters of `generate` that none of its pipelines has, each with what to do instead.
+    `grid` is of the manifest's host configuration. `vae_tile` and `keyframes` are what engines are built for where
+    nothing is asked: the largest WIDTHxHEIGHTxFRAMES that the VAE takes at once (None: the whole video), and the latent
+    frames that conditions may add (None: the family has no such conditions). `refuses`: parameters of `generate` that
+    none of its pipelines has, each with what to do instead.
     """
 
     name: str
     naming: Naming
     pipelines: Mapping[str, PipelineSpec]
+    grid: Callable[[Mapping[str, Any]], Grid]
     axis_ranges: AxisRangesOf
+    vae_tile: str | None = None
+    keyframes: int | None = None
     upscaler: UpscalerSpec | None = None
     two_stage: TwoStage | None = None
     refuses: Mapping[str, str] = field(default_factory=dict)

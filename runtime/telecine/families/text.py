@@ -66,8 +66,7 @@ def warn_of_truncation(tokens: TokenizedText) -> None:
 
 def _encode(models: Models, tokens: TokenizedText) -> tuple[Array, Array]:
     """(B, L, D) embeddings and (B, L) mask of B prompts; pads are embedded too, as diffusers does."""
-    embeds = models.session("text_encoder").run({"input_ids": tokens.input_ids})["prompt_embeds"]
-    return embeds, tokens.attention_mask.astype(np.float32)
+    return _embed(models, tokens.input_ids), tokens.attention_mask.astype(np.float32)
 
 
 def _encode_unpadded(models: Models, tokens: TokenizedText) -> tuple[Array, Array]:
@@ -76,11 +75,19 @@ def _encode_unpadded(models: Models, tokens: TokenizedText) -> tuple[Array, Arra
     T5 knows distances only, so masking the pads is encoding each prompt at its own length. Rows of pads are zeros:
     the transformer's mask hides them.
     """
-    session = models.session("text_encoder")
     mask = tokens.attention_mask.astype(np.float32)
     prompts = [
-        session.run({"input_ids": np.ascontiguousarray(ids[np.newaxis, : int(used)])})["prompt_embeds"]
+        _embed(models, np.ascontiguousarray(ids[np.newaxis, : int(used)]))
         for ids, used in zip(tokens.input_ids, mask.sum(axis=1), strict=True)
     ]
     length = mask.shape[1]
     return np.concatenate([np.pad(each, [(0, 0), (0, length - each.shape[1]), (0, 0)]) for each in prompts]), mask
+
+
+def _embed(models: Models, input_ids: npt.NDArray[np.int64]) -> Array:
+    """(B, L) ids → (B, L, D). The text encoder is loaded and run where they are none of the latest."""
+
+    def encode() -> Array:
+        return models.session("text_encoder").run({"input_ids": input_ids})["prompt_embeds"]
+
+    return models.prompts.embeds(input_ids, encode)

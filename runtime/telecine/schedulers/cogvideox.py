@@ -210,6 +210,17 @@ def predict_original(schedule: CogVideoXSchedule, index: int, prediction: Array,
     return out
 
 
+def original_weights(schedule: CogVideoXSchedule, index: int) -> tuple[np.float64, np.float64]:
+    """What `predict_original` weighs the sample and the prediction by."""
+    level = schedule.level(index)
+    signal, noise = np.sqrt(level), np.sqrt(1 - level)
+    if schedule.prediction_type == "v_prediction":
+        return signal, -noise
+    if schedule.prediction_type == "sample":
+        return np.float64(0), np.float64(1)
+    return 1 / signal, -noise / signal
+
+
 def add_noise(schedule: CogVideoXSchedule, original: Array, noise: Array) -> Array:
     """Bring a clean sample of any shape, float32, to the noise at which the schedule begins.
 

@@ -7,6 +7,13 @@ import numpy as np
 from telecine.schedulers.cogvideox import Array, CogVideoXSchedule, predict_original
 
 
+def coefficients(schedule: CogVideoXSchedule, index: int) -> tuple[np.float64, np.float64]:
+    """What step `index` weighs the sample and the clean one by."""
+    level, following = schedule.level(index), schedule.next_level(index)
+    kept = np.sqrt((1 - following) / (1 - level))
+    return kept, np.sqrt(following) - np.sqrt(level) * kept
+
+
 def step(schedule: CogVideoXSchedule, index: int, prediction: Array, sample: Array) -> Array:
     """Move a sample of any shape, float32, by a prediction of that shape, along step `index`.
 
@@ -14,9 +21,7 @@ def step(schedule: CogVideoXSchedule, index: int, prediction: Array, sample: Arr
 
     Source: Song et al. 2021 (DDIM); diffusers `CogVideoXDDIMScheduler.step`.
     """
-    level, following = schedule.level(index), schedule.next_level(index)
-    kept = np.sqrt((1 - following) / (1 - level))
-    added = np.sqrt(following) - np.sqrt(level) * kept
+    kept, added = coefficients(schedule, index)
     out = np.multiply(sample, np.float32(kept), dtype=np.float32)
     out += np.float32(added) * predict_original(schedule, index, prediction, sample)
     return out

@@ -32,10 +32,7 @@ def step_tokens(
     Source: diffusers `FlowMatchEulerDiscreteScheduler.step` with `per_token_timesteps`. diffusers hands it the negated
     velocity, which its stochastic branch does not undo; here both branches take the velocity as it is.
     """
-    current = timesteps / np.float32(config.num_train_timesteps)
-    sigmas = schedule.sigmas[:, np.newaxis]
-    following = np.where(sigmas < current - SAME, sigmas, np.float32(0)).max(axis=0)[:, np.newaxis]
-    current = current[:, np.newaxis]
+    current, following = (each[:, np.newaxis] for each in token_sigmas(config, schedule, timesteps))
     if not config.stochastic_sampling:
         out = np.multiply(velocity, following - current, dtype=np.float32)
         return np.add(sample, out, out=out)
@@ -50,3 +47,10 @@ def step_tokens(
     out *= 1 - following
     out += noise * following
     return out
+
+
+def token_sigmas(config: FlowMatchEulerConfig, schedule: Schedule, timesteps: Array) -> tuple[Array, Array]:
+    """(T,) sigmas that tokens go from and to, by their (T,) timesteps."""
+    current = timesteps / np.float32(config.num_train_timesteps)
+    sigmas = schedule.sigmas[:, np.newaxis]
+    return current, np.where(sigmas < current - SAME, sigmas, np.float32(0)).max(axis=0)

@@ -12,7 +12,18 @@ from __future__ import annotations
 
 from telecine.tiling.memory import Footprint
 from telecine.tiling.options import TilingOptions
-from telecine.tiling.plan import Largest, Plan, plan_decoder, plan_encoder
+from telecine.tiling.plan import Largest, Plan, least_peak, plan_decoder, plan_encoder
 from telecine.tiling.tile import Extent, Network, Tile
 
-__all__ = ["Extent", "Footprint", "Largest", "Network", "Plan", "Tile", "TilingOptions", "plan_decoder", "plan_encoder"]
+__all__ = [
+    "Extent",
+    "Footprint",
+    "Largest",
+    "Network",
+    "Plan",
+    "Tile",
+    "TilingOptions",
+    "least_peak",
+    "plan_decoder",
+    "plan_encoder",
+]

@@ -12,26 +12,29 @@ FLOAT = 4
 # on (its arena keeps what the first one left). Resident growth measured over sizes, for one large activation of 2 to 8
 # values a pixel: 6.6 to 7.1 times for decoders, 8.3 for encoders.
 COPIES = 8.5
-# Of a pixel of a piece: a float video and its product with weights, frames as floats, frames as bytes.
-DECODED_BYTES = 3 * (FLOAT + FLOAT + FLOAT + 1)
+# Of a pixel of a piece: a float video, frames as floats, frames as bytes; of one that is put together from tiles, a
+# product with weights too.
+DECODED_BYTES = 3 * (FLOAT + FLOAT + 1)
+WEIGHTED_BYTES = 3 * FLOAT
 
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
     """Of a network: `widest`, values of its largest activation per pixel of the video; and the host's bytes beside it,
-    per pixel of a piece that is put together from tiles."""
+    per pixel of a piece, and what tiles add to them."""
 
     widest: float
     host_bytes: int
+    tiled_bytes: int
 
     @classmethod
     def decoder(cls, widest: float) -> Footprint:
-        return cls(widest, DECODED_BYTES)
+        return cls(widest, DECODED_BYTES, WEIGHTED_BYTES)
 
     @classmethod
     def encoder(cls, widest: float) -> Footprint:
         """Its pieces are latents, which are small."""
-        return cls(widest, 0)
+        return cls(widest, 0, 0)
 
     def peak(
         self, tile: tuple[int, int, int], whole: tuple[int, int, int], grid: Grid, *, videos: int, at_once: int
@@ -40,4 +43,4 @@ class Footprint:
         pixels = grid.temporal * grid.spatial**2  # of a latent
         network = at_once * math.prod(tile) * pixels * self.widest * FLOAT * COPIES
         piece = videos * tile[0] * whole[1] * whole[2] * pixels
-        return math.ceil(network + piece * self.host_bytes)
+        return math.ceil(network + piece * (self.host_bytes + (self.tiled_bytes if tile != whole else 0)))

@@ -51,7 +51,8 @@ class TilingOptions:
 
     `mode`: "auto" tiles seamlessly where `memory_limit` or a size asks for it; "off"; "seamless"; "diffusers".
     `size` and `stride` are of tiles in pixels, `frames` and `frame_stride` in frames, context included.
-    `memory_limit`: bytes that decoding may add to what is loaded.
+    `memory_limit`: bytes that the whole run may take, of which `reserved` are taken beside the VAE's activations; the
+    rest of the run takes `least`, however the VAE is run.
     """
 
     mode: str = "auto"
@@ -60,6 +61,13 @@ class TilingOptions:
     frames: int | None = None
     frame_stride: int | None = None
     memory_limit: int | None = None
+    reserved: int = 0
+    least: int = 0
+
+    @property
+    def room(self) -> int | None:
+        """Bytes for running the VAE; None where there is no limit."""
+        return None if self.memory_limit is None else self.memory_limit - self.reserved
 
     @classmethod
     def parse(
@@ -108,11 +116,11 @@ class TilingOptions:
         )
 
 
-def parse_size(value: object) -> int:
-    """Bytes of 8589934592, "8GiB" (powers of 1024), "8GB" (of 1000) or "1.5 GiB".
+def parse_size(value: object, name: str = "memory_limit", *, least: int = 1) -> int:
+    """Bytes of 8589934592, "8GiB" (powers of 1024), "8GB" (of 1000) or "1.5 GiB"; `name` is the parameter's.
 
     Raises:
-        RequestError: another form, or less than a byte.
+        RequestError: another form, or less than `least` bytes.
     """
     match = re.fullmatch(r"(\d{1,18}(?:\.\d{1,9})?)\s*([A-Za-z]*)", value.strip()) if isinstance(value, str) else None
     units = {unit.lower(): scale for unit, scale in UNITS.items()}
@@ -121,11 +129,9 @@ def parse_size(value: object) -> int:
     elif isinstance(value, (int, np.integer)) and not isinstance(value, bool):
         size = int(value)
     else:
-        size = 0
-    if size < 1:
-        raise RequestError(
-            f"memory_limit is {value!r}", expected="bytes, or a size such as 8GiB or 500MB", fix="Use '8GiB'."
-        )
+        size = -1
+    if size < least:
+        raise RequestError(f"{name} is {value!r}", expected="bytes, or a size such as 8GiB or 500MB", fix="Use '8GiB'.")
     return size
 
 

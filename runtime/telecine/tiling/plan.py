@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import NamedTuple
 
@@ -54,6 +54,11 @@ class Plan:
         """Whether a network that draws noise does so for every tile, as in diffusers' tiling."""
         return isinstance(self.tiles, Blended)
 
+    @property
+    def whole(self) -> bool:
+        """Whether the network gets all of a video at once, and nothing is blended."""
+        return isinstance(self.tiles, Seamless) and self.tiles.single
+
     def run(self, network: Network, source: Array) -> Iterator[Array]:
         """(B, C, F, H, W) input → the network's output in pieces along time, in order: (B, C', n, H', W')."""
         return self.tiles.run(network, source)
@@ -96,6 +101,26 @@ def plan_encoder(
     return _Planner(options, sides, grid, footprint, videos, largest, decoding=False).plan()
 
 
+def least_peak(
+    options: TilingOptions,
+    shape: LatentShape,
+    grid: Grid,
+    footprint: Footprint,
+    *,
+    videos: int,
+    largest: Largest | None = None,
+    decoding: bool,
+) -> int:
+    """Bytes that half of the VAE takes at the least, with the tiles that `options` leave open, whatever their limit.
+
+    Raises:
+        RequestError, EngineError: as `plan_decoder`.
+    """
+    sides = (shape.frames, shape.height, shape.width)
+    unlimited = replace(options, memory_limit=None)
+    return _Planner(unlimited, sides, grid, footprint, videos, largest, decoding=decoding).least()
+
+
 @dataclass(frozen=True, slots=True)
 class _Planner:
     """One half of the VAE on `videos` videos of `sides` = (F, H, W) latents."""
@@ -113,7 +138,7 @@ class _Planner:
         return min(self.videos, self.largest.videos) if self.largest else self.videos
 
     def plan(self) -> Plan:
-        mode, limit = self.options.mode, self.options.memory_limit
+        mode, limit = self.options.mode, self.options.room
         if mode == "diffusers":
             return self._within_limit(self._as_diffusers(), "Use tiling='auto', which chooses tiles that fit.")
         frames, height, width = self.sides
@@ -121,19 +146,34 @@ class _Planner:
         if mode == "off":
             self._check_fits(self.sides)
             return self._within_limit(untiled, "Leave tiling out: tiles are then chosen that fit.")
-        time = self._asked("tile_frames", self.options.frames, self.options.frame_stride, self.grid.temporal)
-        space = self._asked("tile_size", self.options.size, self.options.stride, self.grid.spatial)
+        time, space, _ = asked = self._all_asked()
         within = limit is None or untiled.peak <= limit
         if mode == "auto" and time is None and space is None and within and self._fits(self.sides):
             return untiled
         most = self.largest.sides if self.largest else self.sides
-        asked: list[Cut | None] = [time, space, space]
         if limit is None:
             asked = [cut or _with_context(min(SIZE, side)) for cut, side in zip(asked, most, strict=True)]
+        return self._seamless(self._cheapest(self._possible(asked)), at_once=1)
+
+    def least(self) -> int:
+        """Of all that could be planned under some limit, the least peak."""
+        if self.options.mode in ("diffusers", "off"):
+            return self.plan().peak
+        possible = product(*self._possible(self._all_asked()))
+        return min(self._peak((time.size, rows.size, columns.size), 1) for time, rows, columns in possible)
+
+    def _possible(self, asked: list[Cut | None]) -> list[list[Cut]]:
+        """The cuts of each axis."""
+        most = self.largest.sides if self.largest else self.sides
         candidates = [_candidates(*each) for each in zip(self.sides, asked, most, strict=True)]
         if not all(candidates):
             raise self._too_large()
-        return self._seamless(self._cheapest(candidates), at_once=1)
+        return candidates
+
+    def _all_asked(self) -> list[Cut | None]:
+        time = self._asked("tile_frames", self.options.frames, self.options.frame_stride, self.grid.temporal)
+        space = self._asked("tile_size", self.options.size, self.options.stride, self.grid.spatial)
+        return [time, space, space]
 
     def _asked(self, name: str, size: int | None, stride: int | None, ratio: int) -> Cut | None:
         """The cut that a request names for seamless tiles."""
@@ -158,7 +198,7 @@ class _Planner:
         Raises:
             RequestError: not even the smallest fit.
         """
-        limit = self.options.memory_limit
+        limit = self.options.room
         counts = [{cut: count(side, *cut) for cut in cuts} for side, cuts in zip(self.sides, candidates, strict=True)]
         best: tuple[tuple[int, int], tuple[Cut, Cut, Cut]] | None = None
         least = math.inf
@@ -170,8 +210,7 @@ class _Planner:
             if (limit is None or peak <= limit) and (best is None or cost < best[0]):
                 best = (cost, (time, rows, columns))
         if best is None:
-            assert limit is not None
-            raise _too_little(limit, int(least), "Allow that much, or ask for a smaller video.")
+            raise _too_little(self.options, int(least), "Allow that much, or ask for a smaller video.")
         return best[1]
 
     def _seamless(self, cuts: tuple[Cut, Cut, Cut], at_once: int) -> Plan:
@@ -228,9 +267,9 @@ class _Planner:
         )
 
     def _within_limit(self, plan: Plan, fix: str) -> Plan:
-        limit = self.options.memory_limit
+        limit = self.options.room
         if limit is not None and plan.peak > limit:
-            raise _too_little(limit, plan.peak, fix)
+            raise _too_little(self.options, plan.peak, fix)
         return plan
 
 
@@ -266,5 +305,9 @@ def _check_grid(name: str, value: int, ratio: int) -> None:
         )
 
 
-def _too_little(limit: int, least: int, fix: str) -> RequestError:
-    return RequestError(f"memory_limit is {show_size(limit)}", expected=f"at least {show_size(least)} here", fix=fix)
+def _too_little(options: TilingOptions, peak: int, fix: str) -> RequestError:
+    assert options.memory_limit is not None
+    least = max(peak + options.reserved, options.least)
+    return RequestError(
+        f"memory_limit is {show_size(options.memory_limit)}", expected=f"at least {show_size(least)} here", fix=fix
+    )

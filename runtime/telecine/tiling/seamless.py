@@ -19,6 +19,11 @@ class Seamless:
     rows: Axis
     columns: Axis
 
+    @property
+    def single(self) -> bool:
+        """Whether one tile is all."""
+        return all(len(axis.reads) == 1 for axis in (self.time, self.rows, self.columns))
+
     def run(self, network: Network, source: Array) -> Iterator[Array]:
         """(B, C, F, H, W) input → the network's output in pieces along time, in order: (B, C', n, H', W').
 
@@ -49,7 +54,7 @@ class Seamless:
             if len(rows.reads) == len(columns.reads) == 1:
                 return made
             if picture is None:
-                picture = np.zeros((*made.shape[:3], rows.length, columns.length), np.float32)
+                picture = np.zeros_like(made, shape=(*made.shape[:3], rows.length, columns.length))
             made = made[..., rows.inner(row), columns.inner(column)]
             place = (..., slice(*rows.counts(row)), slice(*columns.counts(column)))
             picture[place] += made * (rows.window(row)[:, np.newaxis] * columns.window(column))

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from telecine.bench.competitor import run
 from telecine.bench.fresh import measure_fresh
 from telecine.bench.settings import Settings
+from telecine.cli import main
 from telecine.shapes import LatentShape
-from telecine_export.bench.competitor import Diffusers
+from telecine_export.bench.competitor import Diffusers, open_pipeline
 from telecine_export.bench.flops import step_flops
 
 SETTINGS = Settings(height=64, width=96, num_frames=9, num_inference_steps=3, threads=1)
 
 
 def test_a_run_has_the_stages_that_ours_has(tiny_source: Path) -> None:
-    diffusers = Diffusers(str(tiny_source), threads=1)
+    diffusers = Diffusers(open_pipeline(str(tiny_source)), threads=1)
     first, second = run(diffusers, SETTINGS), run(diffusers, SETTINGS)
     for done in (first, second):
         assert set(done.stages) == {"text", "denoise", "network", "decode"}
@@ -47,3 +51,14 @@ def test_operations_grow_as_the_formula_says(tiny_source: Path) -> None:
     assert linear == pytest.approx(
         batch * (blocks * (2 * products + 4 * text * width) + 2 * 2 * channels * width), rel=1e-6
     )
+
+
+def test_cogvideox_beside_diffusers(cogvideox: Callable[..., tuple[Path, Path]]) -> None:
+    source, bundle = cogvideox("2b")
+    command = ["bench", str(bundle), "--against", str(source), "--threads", "1"]
+    size = ["--width", "48", "--height", "32", "--num-frames", "9", "--num-inference-steps", "2"]
+    done = CliRunner().invoke(main, [*command, *size, "--repeats", "1", "--warmups", "0", "--json"])
+    assert done.exit_code == 0, done.stderr
+    assert set(json.loads(done.stdout)["stages"]) == {"telecine", "diffusers"}
+    done = CliRunner().invoke(main, [*command, "--roofline"])
+    assert (done.exit_code, "--roofline for a cogvideox model" in done.stderr) == (1, True)

@@ -6,10 +6,12 @@ import pytest
 
 from telecine.errors import SourceError
 from telecine_export.families.ltx_video.precision import POLICIES
+from telecine_export.family import FAMILIES
 from telecine_export.precision.plans import plan_components
 from telecine_export.precision.policy import Policy, Rule
 
-COMPONENTS = ["text_encoder", "transformer", "vae_encoder", "vae_decoder"]
+NETWORKS = ["text_encoder", "transformer", "vae_encoder", "vae_decoder"]
+COMPONENTS = [*NETWORKS, "denoise_step"]
 
 
 def float32(component: str, module: str, operator: str, half: str) -> bool:
@@ -73,8 +75,16 @@ def test_a_policy_without_blocks_has_no_edges() -> None:
 
 def test_fp8_leaves_the_vae_at_its_base() -> None:
     plans = plan_components(POLICIES, COMPONENTS, "fp8", {"text_encoder": "bf16"})
-    precisions = {name: plan.precision for name, plan in plans.items()}
+    precisions = {name: plans[name].precision for name in NETWORKS}
     assert precisions == {"text_encoder": "bf16", "transformer": "fp8", "vae_encoder": "fp16", "vae_decoder": "fp16"}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "fp8"])
+def test_host_math_is_float32_in_every_bundle(precision: str) -> None:
+    assert plan_components(POLICIES, COMPONENTS, precision, {})["denoise_step"].precision == "fp32"
+    assert (
+        plan_components(POLICIES, COMPONENTS, precision, {"denoise_step": "fp32"})["denoise_step"].precision == "fp32"
+    )
 
 
 @pytest.mark.parametrize(
@@ -83,9 +93,27 @@ def test_fp8_leaves_the_vae_at_its_base() -> None:
         ("int3", {}, "precision int3; expected one of fp32, fp16, bf16, fp8"),
         ("fp16", {"transformer": "int3"}, "precision int3 for transformer"),
         ("fp16", {"vae_decoder": "fp8"}, "fp8 for vae_decoder: 3D convolutions have no FP8 kernels"),
+        ("fp16", {"denoise_step": "fp16"}, "fp16 for denoise_step: it has no weights to save.*expected fp32"),
+        ("fp8", {"denoise_step": "fp8"}, "fp8 for denoise_step: it has no weights to save.*expected fp32"),
         ("fp16", {"unet": "fp16"}, "a precision for unet; expected one of this source's components: text_encoder"),
     ],
 )
 def test_what_cannot_be_had_is_refused(precision: str, own: dict[str, str], message: str) -> None:
     with pytest.raises(SourceError, match=message):
         plan_components(POLICIES, COMPONENTS, precision, own)
+
+
+@pytest.mark.parametrize(
+    ("family", "module"),
+    [
+        ("LTXPipeline", "transformer_blocks.3.attn1.to_qkv"),
+        ("LTXPipeline", "transformer_blocks.3.attn2.to_kv"),
+        ("LTXPipeline", "transformer_blocks.3.attn2.to_q"),
+        ("CogVideoXPipeline", "transformer_blocks.3.attn1.to_qkv"),
+        ("CogVideoXPipeline", "transformer_blocks.3.attn1.to_v"),
+    ],
+)
+def test_joined_projections_are_quantised_as_separate_ones_are(family: str, module: str) -> None:
+    policy = FAMILIES[family].policies["transformer"]
+    assert policy.quantises(module) is not None
+    assert policy.block_of(module) == 3

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from doubles.cuda_runtime import CudaDouble
@@ -15,6 +16,8 @@ from doubles.install import install_cuda
 from doubles.plans import write_plan
 
 import telecine
+from telecine.backends.cuda.device import Device
+from telecine.backends.cuda.stream import Stream
 from telecine.backends.onnxruntime import OnnxRuntimeOptions, OnnxRuntimeSession
 from telecine.backends.tensorrt.session import TensorRtSession
 from telecine.bundle import Bundle
@@ -108,6 +111,30 @@ def test_tensorrt_wants_an_engine_for_what_it_runs(
         pipe.generate("a", **SMALL)
 
 
+def test_all_networks_and_clones_run_on_the_callers_stream(
+    tiny_bundle: Path, tmp_path: Path, tensorrt: Callable[..., Any], gpu: CudaDouble
+) -> None:
+    tensorrt()
+    bundle = Bundle.open(tiny_bundle)
+    for component in ("text_encoder", "transformer", "vae_decoder"):
+        write_plan(bundle, component, engines=tmp_path)
+    mine = Stream(Device.open("cuda"))
+    before = set(gpu.streams)
+    with (
+        telecine.load(tiny_bundle, backend="tensorrt", engines=tmp_path) as usual,
+        telecine.load(tiny_bundle, backend="tensorrt", engines=tmp_path, stream=mine.handle) as pipe,
+        pipe.clone() as clone,
+    ):
+        expected = pipe.generate("a", **SMALL).frames
+        assert expected is not None
+        np.testing.assert_array_equal(expected, clone.generate("a", **SMALL).frames)
+        assert set(gpu.streams) == before  # none of their own
+        assert gpu.streams[mine.handle].issued > 0
+        np.testing.assert_array_equal(expected, usual.generate("a", **SMALL).frames)
+        assert len(gpu.streams) == len(before) + 3
+    mine.close()  # which nobody else did
+
+
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
@@ -121,8 +148,20 @@ def test_tensorrt_wants_an_engine_for_what_it_runs(
         ({"backend": "tensorrt", "options": OnnxRuntimeOptions()}, BackendError, "options of ONNX Runtime"),
         ({"backend": "onnxruntime", "engines": "."}, BackendError, "engines with backend 'onnxruntime'"),
         ({"device": "cpu", "engines": "."}, BackendError, "engines with backend 'auto' and device 'cpu'"),
+        ({"cuda_graphs": "on"}, BackendError, "cuda_graphs is 'on'; expected 'auto', True or False"),
+        ({"device": "cpu", "cuda_graphs": True}, BackendError, "cuda_graphs=True with backend 'auto' and device 'cpu'"),
+        ({"backend": "onnxruntime", "cuda_graphs": True}, BackendError, "cuda_graphs=True.*Leave cuda_graphs out"),
         ({"engines": "no/such/folder"}, EngineError, "no/such/folder is not a folder"),
         ({"backend": "tensorrt"}, EngineError, "engines is not a folder; .*telecine build BUNDLE"),
+        ({"stream": 0, "device": "cuda"}, BackendError, "stream is 0; expected the handle of a CUDA stream"),
+        ({"stream": "1", "device": "cuda"}, BackendError, "stream is '1'"),
+        ({"stream": 1, "device": "cpu"}, BackendError, "the CPU has no streams"),
+        ({"stream": 1}, BackendError, "a CUDA stream with backend 'auto' and device 'auto'"),
+        (
+            {"stream": 1, "device": "cuda", "options": OnnxRuntimeOptions(providers=("CPUExecutionProvider",))},
+            BackendError,
+            "a CUDA stream with providers",
+        ),
     ],
 )
 def test_what_load_refuses(

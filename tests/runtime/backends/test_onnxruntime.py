@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from telecine.backends import onnxruntime as module
 from telecine.backends.onnxruntime import OnnxRuntimeOptions, OnnxRuntimeSession
+from telecine.backends.onnxruntime.library import translated
+from telecine.backends.onnxruntime.providers import CPU
 from telecine.bundle import Bundle
 from telecine.dtypes import to_float32
 from telecine.errors import BackendError
@@ -367,52 +368,41 @@ def test_cuda_without_its_provider_names_the_package(load: Load, device: str) ->
 
 
 class FakeOnnxRuntime(SimpleNamespace):
-    """An `onnxruntime` whose sessions have these providers, and copy an input when it is bound, as on a GPU."""
+    """An `onnxruntime` whose sessions have these providers, and copy an input when it is bound, as elsewhere."""
 
     def __init__(self, providers: list[str]) -> None:
-        self.asked: Any = None
         self.bound: dict[str, np.ndarray] = {}
         self.ran_on: list[dict[str, np.ndarray]] = []
         binding = SimpleNamespace(
             bind_cpu_input=lambda name, array: self.bound.update({name: array.copy()}),
             bind_output=lambda *_: None,
         )
-
-        def session(path: str, settings: Any, providers: Any, **options: Any) -> Any:
-            self.asked = providers
-            return made
-
         made = SimpleNamespace(
             get_providers=lambda: providers,
             io_binding=lambda: binding,
             run_with_iobinding=lambda _: self.ran_on.append(dict(self.bound)),
         )
         super().__init__(
-            SessionOptions=SimpleNamespace,
-            InferenceSession=session,
-            get_available_providers=lambda: [module.CUDA, module.CPU],
+            SessionOptions=lambda: SimpleNamespace(add_session_config_entry=lambda *_: None),
+            InferenceSession=lambda path, settings, providers, **options: made,
+            get_available_providers=lambda: [OTHER, CPU],
         )
 
 
-def test_a_device_number_reaches_the_provider(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = FakeOnnxRuntime([module.CUDA, module.CPU])
-    monkeypatch.setattr(module, "_onnxruntime", lambda: fake)
-    load(device="cuda:1")
-    assert fake.asked == [(module.CUDA, {"device_id": 1}), module.CPU]
+OTHER = "OpenVINOExecutionProvider"
 
 
 def test_a_provider_that_is_left_out_is_an_error(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_onnxruntime", lambda: FakeOnnxRuntime([module.CPU]))
-    with pytest.raises(
-        BackendError, match=r"runs main.onnx on CPUExecutionProvider; expected CUDAExecutionProvider, as asked"
-    ):
-        load(device="cuda")
+    monkeypatch.setitem(sys.modules, "onnxruntime", FakeOnnxRuntime([CPU]))
+    with pytest.raises(BackendError, match=rf"runs main.onnx on CPUExecutionProvider; expected {OTHER}, as asked"):
+        load(providers=(OTHER, CPU))
 
 
 def test_another_device_gets_what_the_buffers_hold_now(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = FakeOnnxRuntime([module.CUDA, module.CPU])
-    monkeypatch.setattr(module, "_onnxruntime", lambda: fake)
-    session = load(device="cuda")
+    fake = FakeOnnxRuntime([OTHER, CPU])
+    monkeypatch.setitem(sys.modules, "onnxruntime", fake)
+    session = load(providers=(OTHER, CPU))
+    assert session.batch_pays
     buffer = ids()
     session.bind("input_ids", buffer)
     session.bind("prompt_embeds", np.empty((1, 8, 32), np.float32))
@@ -420,6 +410,22 @@ def test_another_device_gets_what_the_buffers_hold_now(load: Load, monkeypatch: 
         buffer.fill(value)
         session.enqueue()
         assert (fake.ran_on[-1]["input_ids"] == value).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"gpu_mem_limit": 1 << 30}, "options of gpu_mem_limit on CPUExecutionProvider; expected options that act"),
+        ({"use_tf32": True, "cudnn_conv_algo_search": "EXHAUSTIVE"}, "cudnn_conv_algo_search, use_tf32 on CPU"),
+        ({"provider_options": {OTHER: {"a": 1}}}, f"options of {OTHER} on CPUExecutionProvider"),
+        ({"gpu_mem_limit": 0}, "gpu_mem_limit is 0; expected bytes"),
+        ({"cudnn_conv_algo_search": "FAST"}, "cudnn_conv_algo_search is 'FAST'; expected one of HEURISTIC"),
+        ({"provider_options": {CPU: {"device_id": 1}}}, "provider_options sets device_id; expected options that tele"),
+    ],
+)
+def test_options_that_would_not_act_are_refused(load: Load, options: dict[str, Any], problem: str) -> None:
+    with pytest.raises(BackendError, match=problem):
+        load(**options)
 
 
 def test_a_missing_onnxruntime_names_the_extra(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -464,10 +470,10 @@ def test_a_graph_that_is_not_the_manifests_is_a_backend_error(load: Load, tiny_b
 def test_out_of_memory_is_told_from_other_faults(text: str) -> None:
     with (
         pytest.raises(BackendError, match="out of memory: .*fewer frames, a smaller size"),
-        module._translated("running"),
+        translated("running"),
     ):
         raise RuntimeError(f"Non-zero status code\n{text}\n")
-    with pytest.raises(BackendError, match="out of memory"), module._translated("running"):
+    with pytest.raises(BackendError, match="out of memory"), translated("running"):
         raise MemoryError
 
 
@@ -625,7 +631,7 @@ class TestReplace:
             loaded = session._network
             loaded.path = tiny_bundle / "transformer" / "weights.bin"
             with pytest.raises(BackendError, match="ONNX Runtime failed loading"):
-                loaded.replace(weights)
+                loaded.loaded = loaded._load(weights)
             np.testing.assert_array_equal(self.velocity(session), before)
 
     def test_a_closed_session(self, load: Load) -> None:

@@ -22,8 +22,16 @@ GRID = Grid(spatial=32, temporal=8)
 
 def test_a_fresh_process_tells_when_and_how_much(tiny_bundle: Path) -> None:
     told = measure_fresh(OURS, str(tiny_bundle), SETTINGS)
-    assert 0 < told["step"] < told["first_step"] < told["total"]
+    assert 0 < told["start_up"] < told["first_step"] < told["total"]
+    assert 0 < told["step"] < told["first_step"]
     assert 2e7 < told["peak_memory"] < 1e9  # its own: more than Python and NumPy, less than what pytest may have
+
+
+def test_it_compiles_modules_as_an_installation_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    environment = SETTINGS.environment()
+    assert "PYTHONDONTWRITEBYTECODE" not in environment
+    assert environment["OMP_NUM_THREADS"] == "1"
 
 
 def test_its_error_is_passed_on(tmp_path: Path) -> None:

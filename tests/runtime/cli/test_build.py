@@ -81,7 +81,7 @@ def test_pack_needs_a_plan_of_every_graph(run: Any, tiny_bundle: Path, tmp_path:
     command = ["pack", str(tiny_bundle), str(tmp_path / "box"), "--engines", str(tmp_path / "engines")]
     done = CliRunner().invoke(main, [*command, "--target", "rtx-sm89"])
     assert done.exit_code == 1
-    assert "no plan of transformer.main, vae_decoder.main, vae_encoder.main for rtx-sm89" in done.stderr
+    assert "transformer.main, uint8_frames.main, vae_decoder.main, vae_encoder.main for rtx-sm89" in done.stderr
     assert CliRunner().invoke(main, command).exit_code == 2
 
 

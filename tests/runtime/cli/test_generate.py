@@ -14,12 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 import telecine
 from telecine.cli import main
 from telecine.cli.generate import generate as command
 from telecine.pipeline import Pipeline
+from telecine.tiling.options import show_size
 from telecine.video import read_video
 
 SMALL = ["--height", "64", "--width", "32", "--num-frames", "9", "--num-inference-steps", "2"]
@@ -65,6 +67,46 @@ def test_cogvideox_changes_a_video(cogvideox: Callable[..., tuple[Path, Path]], 
     assert read_video(changed)[0].shape == (8, 64, 96, 3)
     result = CliRunner().invoke(main, [*common, "-o", str(made), "--frame-rate", "24"])
     assert (result.exit_code, "frame_rate for a cogvideox model" in result.stderr) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("style", "options", "shape", "rate"),
+    [
+        ("2b", ["--num-frames", "9", "--height", "32", "--width", "48"], (9, 32, 48, 3), 8),
+        pytest.param("5b", ["--use-dynamic-cfg", "--num-frames", "1", "--height", "32", "--width", "48"],
+                     (1, 32, 48, 3), 8, marks=pytest.mark.slow),
+        ("5b-I2V", ["--image", "PICTURE", "--num-frames", "9"], (9, 64, 96, 3), 8),
+        pytest.param("1.5-5b", ["--num-frames", "13", "--height", "48", "--width", "32"], (16, 48, 32, 3), 16,
+                     marks=pytest.mark.slow),
+        pytest.param("1.5-5b-I2V", ["--image", "PICTURE", "--num-frames", "9", "--height", "32", "--width", "32"],
+                     (9, 32, 32, 3), 16, marks=pytest.mark.slow),
+    ],
+)  # fmt: skip
+def test_every_cogvideox_generates(
+    style: str, options: list[str], shape: tuple[int, ...], rate: float, cogvideox: Callable[..., tuple[Path, Path]],
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    picture, clip = tmp_path / "picture.png", tmp_path / "clip.mp4"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)).save(picture)
+    options = [str(picture) if option == "PICTURE" else option for option in options]
+    common = ["generate", str(cogvideox(style)[1]), "--prompt", "a red ball", "--num-inference-steps", "1"]
+    result = CliRunner().invoke(main, [*common, *options, "-o", str(clip)])
+    assert result.exit_code == 0, result.stderr
+    frames, found = read_video(clip)
+    assert (frames.shape, found) == (shape, rate)
+
+
+def test_memory_is_told_before_and_after(run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    result = run("-o", tmp_path / "clip.gif", "--json", "--memory-limit", "1GiB")
+    memory = json.loads(result.stdout)["memory"]
+    assert memory["limit"] == 2**30 > memory["predicted"] > 50 * 2**20
+    assert set(memory) == {"limit", "predicted", "measured", "device"}
+    assert [each.getMessage() for each in caplog.records if each.name == "telecine.models"] == [
+        f"this run is predicted to take at most {show_size(memory['predicted'])} of memory (of 1GiB)"
+    ]
+    told = run("-o", tmp_path / "clip.gif").stderr
+    assert f"; memory {show_size(memory['predicted'])[:2]}" in told
+    assert "predicted" in told
 
 
 def test_json_has_files_seeds_and_seconds(run: Run, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from telecine_export.families.cogvideox.checks import check_text, check_transfor
 from telecine_export.families.cogvideox.patches import patch_cogvideox_transformer
 from telecine_export.families.cogvideox.vae import decoder_graphs, encoder_graphs, widest_activations
 from telecine_export.families.t5 import text_encoder
+from telecine_export.families.weightless import decoder_latents, denoise_step, uint8_frames
 from telecine_export.graphs import GraphSpec
 from telecine_export.source import Source
 
@@ -63,7 +64,7 @@ class TransformerGraph(nn.Module):
 
 
 def graphs(source: Source) -> list[GraphSpec]:
-    """T5, the transformer, and both halves of the VAE as graphs of chunks.
+    """T5, the transformer, both halves of the VAE as graphs of chunks, and host math.
 
     Raises:
         SourceError: a configuration that the graph contracts do not cover.
@@ -78,6 +79,9 @@ def graphs(source: Source) -> list[GraphSpec]:
         transformer(config),
         *encoder_graphs(vae),
         *decoder_graphs(vae),
+        denoise_step(),
+        decoder_latents(channels=vae["latent_channels"], order=(0, 2, 1, 3, 4), noise=False),  # (B, F, C, H, W)
+        uint8_frames(),
     ]
 
 
@@ -160,11 +164,7 @@ def host(source: Source) -> dict[str, Any]:
         "ofs": OFS if config["ofs_embed_dim"] else None,
         "widest_activations": widest_activations(vae),
         "vae_tile": {"height": vae["sample_height"] // 2, "width": vae["sample_width"] // 2},
-        "sample": {
-            "height": config["sample_height"] * spatial,
-            "width": config["sample_width"] * spatial,
-            "num_frames": config["sample_frames"],
-        },
+        "sample": sample_size(source),
         "scheduler": scheduler,
     }
 
@@ -212,7 +212,8 @@ def variant(source: Source) -> str:
     return f"5b{image}" if config["use_rotary_positional_embeddings"] else "2b"
 
 
-# What the model cards recommend; those of 1.5 have no usable size of their own (diffusers' default is 2400 x 2400).
+# What the model cards recommend, at the size that the transformer's configuration names; those of 1.5 name no usable
+# one (diffusers' default is 2400 x 2400).
 RECOMMENDED: Mapping[str, Mapping[str, Any]] = {
     "2b": {"num_inference_steps": 50, "guidance_scale": 6.0},
     "5b": {"num_inference_steps": 50, "guidance_scale": 6.0, "use_dynamic_cfg": True},
@@ -224,7 +225,18 @@ RECOMMENDED: Mapping[str, Mapping[str, Any]] = {
 
 def presets(source: Source) -> dict[str, dict[str, Any]]:
     """Named settings of `generate`."""
-    return {"recommended": dict(RECOMMENDED[variant(source)])}
+    return {"recommended": {**sample_size(source), **RECOMMENDED[variant(source)]}}
+
+
+def sample_size(source: Source) -> dict[str, int]:
+    """What diffusers falls back to."""
+    config, vae = transformer_config(source), vae_config(source)
+    spatial = 2 ** (len(vae["block_out_channels"]) - 1)
+    return {
+        "height": config["sample_height"] * spatial,
+        "width": config["sample_width"] * spatial,
+        "num_frames": config["sample_frames"],
+    }
 
 
 def transformer_config(source: Source) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from telecine.families.cogvideox.host import Host
 from telecine.picture_quality import Clip
 from telecine.pipeline import Pipeline
 from telecine_export.families.t5 import TEXT_ENCODER
+from telecine_export.families.weightless import POLICIES as WEIGHTLESS
 from telecine_export.precision.policy import Policy, Quantised, Rule
 from telecine_export.precision.trial import CALIBRATION_PROMPTS, Trial
 
@@ -71,6 +72,7 @@ POLICIES: Mapping[str, Policy] = {
     "transformer": TRANSFORMER,
     "vae_encoder": VAE,
     "vae_decoder": VAE,
+    **WEIGHTLESS,
 }
 
 # What the quality is measured on: another prompt and other noise than calibration has.

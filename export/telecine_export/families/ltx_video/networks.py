@@ -19,6 +19,7 @@ from telecine_export.families.ltx_video.upsampler import host as upsampler_host
 from telecine_export.families.ltx_video.upsampler import latent_upsampler, recipes
 from telecine_export.families.ltx_video.upscaler import LATENT_UPSAMPLER
 from telecine_export.families.t5 import text_encoder
+from telecine_export.families.weightless import decoder_latents, denoise_step, uint8_frames
 from telecine_export.graphs import GraphSpec
 from telecine_export.source import Source
 
@@ -170,7 +171,7 @@ def presets(source: Source) -> dict[str, dict[str, Any]]:
 
 
 def graphs(source: Source) -> list[GraphSpec]:
-    """The graphs of a pipeline, with both halves of its VAE, and that of an upsampler where one is given.
+    """The graphs of a pipeline, with both halves of its VAE, that of an upsampler where one is given, and host math.
 
     Raises:
         SourceError: a configuration that the graph contracts do not cover.
@@ -193,7 +194,14 @@ def graphs(source: Source) -> list[GraphSpec]:
     upsampler = _upsampler_config(source)
     if upsampler:
         specs.append(latent_upsampler(upsampler, latent_channels=vae_config["latent_channels"]))
-    return specs
+    # Latents are tokens, (B, F, H, W, C).
+    channels, noise = vae_config["latent_channels"], vae_config["timestep_conditioning"]
+    return [
+        *specs,
+        denoise_step(),
+        decoder_latents(channels=channels, order=(0, 4, 1, 2, 3), noise=noise),
+        uint8_frames(),
+    ]
 
 
 def host(source: Source) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import numpy as np
 from telecine.picture_quality import Clip
 from telecine.pipeline import Pipeline, Result
 from telecine_export.families.t5 import TEXT_ENCODER
+from telecine_export.families.weightless import POLICIES as WEIGHTLESS
 from telecine_export.precision.policy import Policy, Quantised, Rule
 from telecine_export.precision.trial import CALIBRATION_PROMPTS, Trial
 
@@ -68,6 +69,7 @@ POLICIES: Mapping[str, Policy] = {
     "vae_encoder": VAE,
     "vae_decoder": VAE,
     "latent_upsampler": LATENT_UPSAMPLER,
+    **WEIGHTLESS,
 }
 
 DECODING: Mapping[str, Any] = {"decode_timestep": 0.05, "decode_noise_scale": 0.025}

@@ -56,6 +56,27 @@ class DeviceArray:
         self._copy(array.ctypes.data, self.address, "cudaMemcpyDeviceToHost")
         return array
 
+    def view(self, shape: tuple[int, ...], dtype: npt.DTypeLike = np.float32, *, offset: int = 0) -> DeviceView:
+        """(shape) part of it that starts `offset` bytes behind its own start."""
+        return DeviceView(self, offset, shape, np.dtype(dtype))
+
+    def copy_from(self, source: DeviceArray | DeviceView, *, offset: int = 0) -> None:
+        """Fill it, from `offset` bytes on, from an array on the same device; ordered by its stream, without waiting."""
+        kind = self._device.cuda.api.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        self._device.use()
+        self._device.cuda.call(
+            "cudaMemcpyAsync", self.address + offset, source.address, source.nbytes, kind, self.stream
+        )
+
+    def copy_pieces(self, source: DeviceArray, pieces: int, *, offset: int, pitch: int) -> None:
+        """As `copy_from`, in so many equal pieces, whose places here start `pitch` bytes apart."""
+        width = source.nbytes // pieces
+        kind = self._device.cuda.api.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        self._device.use()
+        self._device.cuda.call(
+            "cudaMemcpy2DAsync", self.address + offset, pitch, source.address, width, width, pieces, kind, self.stream
+        )
+
     def close(self) -> None:
         """Free it. Work that uses it must be done; closing again does nothing."""
         if self._memory is not None:
@@ -112,6 +133,35 @@ class DeviceArray:
         self._device.use()
         cuda.call("cudaMemcpyAsync", to, source, self.nbytes, getattr(cuda.api.cudaMemcpyKind, kind), self.stream)
         cuda.call("cudaStreamSynchronize", self.stream)
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceView:
+    """(shape) part of a device array, for as long as that is open."""
+
+    owner: DeviceArray
+    offset: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @property
+    def address(self) -> int:
+        return self.owner.address + self.offset
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return {
+            "shape": self.shape,
+            "typestr": self.dtype.str,
+            "data": (self.address, False),
+            "strides": None,
+            "version": 3,
+            "stream": self.owner.stream,
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

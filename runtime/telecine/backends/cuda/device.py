@@ -25,7 +25,9 @@ class Device:
         """
         kind, _, index = name.partition(":")
         if kind not in ("auto", "cuda"):
-            raise BackendError(f"device {name!r}", expected="auto, cuda or cuda:N", fix="TensorRT runs on GPUs only.")
+            raise BackendError(
+                f"device {name!r}", expected="auto, cuda or cuda:N", fix="Name a GPU, or leave device out."
+            )
         cuda = Cuda.load()
         number, count = int(index or 0), cuda.call("cudaGetDeviceCount")
         if number >= count:
@@ -40,6 +42,12 @@ class Device:
     def use(self) -> None:
         """Make it the calling thread's current device: CUDA keeps one for each thread."""
         self.cuda.call("cudaSetDevice", self.index)
+
+    def used_bytes(self) -> int:
+        """Memory of this GPU that is taken now, by whatever process."""
+        self.use()
+        free, total = self.cuda.call("cudaMemGetInfo")
+        return int(total) - int(free)
 
     def synchronize(self) -> None:
         """Wait for all work on this device."""

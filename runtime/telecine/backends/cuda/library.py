@@ -30,7 +30,7 @@ class Cuda:
             raise BackendError(
                 f"cuda-bindings cannot be imported: {error}",
                 expected="the package that calls CUDA",
-                fix='Run: pip install "telecine[tensorrt]" (or tensorrt-rtx, tensorrt-lean)',
+                fix='Run: pip install "telecine[tensorrt]" (or tensorrt-rtx, tensorrt-lean, onnxruntime-gpu)',
             ) from error
         cuda = cls(runtime)
         cuda._check_driver()

@@ -6,6 +6,7 @@ from typing import Any
 
 from telecine.backends.cuda.device import Device
 from telecine.backends.cuda.library import NOT_READY
+from telecine.errors import BackendError
 
 
 class Stream:
@@ -52,12 +53,7 @@ class Event:
 
     def reached(self) -> bool:
         """Whether what was marked is done."""
-        cuda = self._device.cuda
-        status = cuda.api.cudaEventQuery(self._event)[0]
-        if int(status) == NOT_READY:
-            return False
-        cuda.check("cudaEventQuery", status)
-        return True
+        return _reached(self._device, self._event)
 
     def synchronize(self) -> None:
         """Hold up the host until it is reached."""
@@ -70,6 +66,14 @@ class Event:
             self._event = None
 
 
+def _reached(device: Device, event: Any) -> bool:
+    status = device.cuda.api.cudaEventQuery(event)[0]
+    if int(status) == NOT_READY:
+        return False
+    device.cuda.check("cudaEventQuery", status)
+    return True
+
+
 def order(device: Device, first: int, then: int) -> None:
     """Let all later work of the stream `then` wait for what `first` was given so far."""
     if first == then:
@@ -80,3 +84,38 @@ def order(device: Device, first: int, then: int) -> None:
         event.hold(then)
     finally:
         event.close()  # CUDA keeps what it needs of a recorded event until the work is done
+
+
+class Timer:
+    """Seconds that a device works between two points of a stream."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        device.use()
+        flags = device.cuda.api.cudaEventDefault
+        self._events: list[Any] = []
+        try:
+            for _ in range(2):
+                self._events.append(device.cuda.call("cudaEventCreateWithFlags", flags))
+        except BackendError:
+            self.close()
+            raise
+
+    def start(self, stream: int) -> None:
+        self._device.cuda.call("cudaEventRecord", self._events[0], stream)
+
+    def stop(self, stream: int) -> None:
+        self._device.cuda.call("cudaEventRecord", self._events[1], stream)
+
+    def stopped(self) -> bool:
+        """Whether the device has come to the second point."""
+        return _reached(self._device, self._events[1])
+
+    def seconds(self) -> float:
+        """Once it is `stopped`."""
+        return float(self._device.cuda.call("cudaEventElapsedTime", *self._events)) / 1e3
+
+    def close(self) -> None:
+        self._device.use()
+        while self._events:
+            self._device.cuda.call("cudaEventDestroy", self._events.pop())

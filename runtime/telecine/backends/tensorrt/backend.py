@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from telecine.backends.base import NetworkFacts
 from telecine.backends.cuda.device import Device
+from telecine.backends.cuda.options import CudaGraphs
 from telecine.backends.tensorrt.engine import Engine
 from telecine.backends.tensorrt.opening import Plan, find_plan, plan_paths
 from telecine.backends.tensorrt.profiles import largest_sizes
@@ -17,8 +19,18 @@ from telecine.bundle import Bundle
 class TensorRtBackend:
     """The plans of one folder on one GPU, which is asked for when the first is."""
 
-    def __init__(self, bundle: Bundle, *, device: str, engines: Path) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        device: str,
+        engines: Path,
+        stream: int | None = None,
+        cuda_graphs: CudaGraphs = "auto",
+    ) -> None:
+        """`stream` is the caller's, for all sessions; None gives each its own."""
         self._bundle, self._name, self._engines = bundle, device, engines
+        self._stream, self._cuda_graphs = stream, cuda_graphs
         self._device: Device | None = None
 
     def device(self) -> Device:
@@ -42,18 +54,19 @@ class TensorRtBackend:
         """
         return find_plan(self._engines, self._bundle, component, role, self.device())
 
-    def open(self, plan: Plan) -> TensorRtSession:
-        """
+    def open(self, plan: Plan, weights: int | None = None) -> TensorRtSession:
+        """`weights`: as of `load`.
+
         Raises:
             EngineError: the plan is damaged, or is not what its sidecar says.
             BackendError: TensorRT or CUDA failed; out of memory says so.
         """
         graph = self._bundle.graph(plan.sidecar.component, plan.sidecar.role)
-        engine = Engine(plan, self.device(), BundleWeights(self._bundle.path(graph.file)))
-        return TensorRtSession(graph, engine)
+        engine = Engine(plan, self.device(), BundleWeights(self._bundle.path(graph.file)), streaming_budget=weights)
+        return TensorRtSession(graph, engine, stream=self._stream, cuda_graphs=self._cuda_graphs)
 
-    def load(self, component: str, role: str) -> TensorRtSession:
-        return self.open(self.find(component, role))
+    def load(self, component: str, role: str, weights: int | None = None) -> TensorRtSession:
+        return self.open(self.find(component, role), weights)
 
     def limits(self, component: str, role: str) -> Mapping[str, int]:
         """The largest size of each axis, by symbol.
@@ -61,4 +74,25 @@ class TensorRtBackend:
         Raises:
             BackendError, EngineError: as `find`.
         """
-        return largest_sizes(self.find(component, role).sidecar)
+        return self.limits_of(self.find(component, role))
+
+    def limits_of(self, plan: Plan) -> Mapping[str, int]:
+        return largest_sizes(plan.sidecar)
+
+    def facts(self, component: str, role: str) -> NetworkFacts:
+        """
+        Raises:
+            BackendError, EngineError: as `find`.
+        """
+        return self.facts_of(self.find(component, role))
+
+    def facts_of(self, plan: Plan) -> NetworkFacts:
+        size = plan.sidecar.plan_size
+        return NetworkFacts(weights=size, replaced=size, batch_pays=True, streams=plan.sidecar.weight_streaming)
+
+    def device_bytes(self) -> int:
+        """
+        Raises:
+            BackendError: as `device`.
+        """
+        return self.device().used_bytes()

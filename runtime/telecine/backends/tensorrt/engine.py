@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy.typing as npt
 
 from telecine.backends.base import out_of_memory
 from telecine.backends.cuda.device import Device
+from telecine.backends.cuda.graph import Launches
 from telecine.backends.tensorrt.library import Library
 from telecine.backends.tensorrt.opening import Plan, checked_content
 from telecine.backends.tensorrt.refit import BundleWeights, prepare
@@ -29,7 +31,10 @@ class Engine:
     What is not allowed at the same time takes `lock`: launching work, and refitting.
     """
 
-    def __init__(self, plan: Plan, device: Device, weights: BundleWeights) -> None:
+    def __init__(
+        self, plan: Plan, device: Device, weights: BundleWeights, *, streaming_budget: int | None = None
+    ) -> None:
+        """`streaming_budget`: bytes of weights on the device, where the plan streams the others; None: TensorRT's."""
         self.sidecar: Sidecar = plan.sidecar
         self.library: Library = plan.library
         self.device = device
@@ -37,13 +42,14 @@ class Engine:
         self._weights = weights
         self._replaced: frozenset[str] = frozenset()
         self._mixed = False  # whether a refit failed midway
+        self._refits = 0
         self._holders = 0
         trt = plan.library.module
         # It must live as long as the engine (TensorRT documentation, "How TensorRT Works", "Object Lifetimes").
         self._runtime: Any = trt.Runtime(plan.library.log)
         self._engine: Any = self._deserialise(plan)
         self._cache = RuntimeCache(plan) if plan.library.is_rtx else None
-        self._prepare(plan)
+        self._prepare(plan, streaming_budget)
 
     def hold(self) -> Engine:
         with self.lock:
@@ -60,8 +66,10 @@ class Engine:
             self._cache.save()
         self._cache = self._engine = self._runtime = None  # in this order: bindings free what nobody refers to
 
-    def context(self) -> Any:
+    def context(self, *, cuda_graphs: bool = False) -> Any:
         """A new execution context, which is given its activations' memory by its session.
+
+        `cuda_graphs`: TensorRT for RTX captures its launches itself.
 
         Raises:
             BackendError: TensorRT failed; out of memory says so.
@@ -72,6 +80,8 @@ class Engine:
         if self._cache:
             config = self._engine.create_runtime_config()
             config.set_execution_context_allocation_strategy(strategy)
+            if cuda_graphs:
+                config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
             self._cache.attach(config)
             context = self._engine.create_execution_context(config)
         else:
@@ -104,11 +114,12 @@ class Engine:
             self.device.synchronize()  # refitting under pending work is undefined: refit_cuda_engine's documentation
             refitter = prepare(self.library, self._engine, values, self._weights)
             self._mixed, self._replaced = True, self._replaced | names
+            self._refits += 1  # what was captured before has the old weights' places
             refitter.apply()
             self._mixed, self._replaced = False, names
 
-    def launch(self, context: Any, stream: int) -> bool:
-        """Enqueue a context, unless the engine is being refitted, for which it waits.
+    def launch(self, context: Any, stream: int, launches: Launches, key: Hashable) -> bool:
+        """Enqueue a context, unless the engine is being refitted, for which it waits. `key`: of its addresses.
 
         Raises:
             BackendError: a refit failed midway.
@@ -120,7 +131,8 @@ class Engine:
                     expected="weights of one model",
                     fix="Replace them again, or load the bundle again.",
                 )
-            return bool(context.execute_async_v3(stream))
+            plain = partial(_execute, context, stream)
+            return launches.launch((self._refits, key), stream, plain)
 
     def fault(self, doing: str) -> BackendError:
         """What TensorRT's log says of a call that failed."""
@@ -142,7 +154,7 @@ class Engine:
             raise EngineError(fault.got, expected=fault.expected, fix=fault.fix)
         return engine
 
-    def _prepare(self, plan: Plan) -> None:
+    def _prepare(self, plan: Plan, streaming_budget: int | None) -> None:
         """Check the plan's inputs and outputs against its sidecar; stream and fill in its weights."""
         trt, engine, sidecar = self.library.module, self._engine, self.sidecar
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
@@ -162,6 +174,14 @@ class Engine:
                 fix="Run: telecine build BUNDLE",
             )
         if sidecar.weight_streaming:  # before any context is made: the budget sizes them
-            engine.weight_streaming_budget_v2 = engine.get_weight_streaming_automatic_budget()
+            engine.weight_streaming_budget_v2 = (
+                engine.get_weight_streaming_automatic_budget()
+                if streaming_budget is None
+                else min(streaming_budget, engine.streamable_weights_size)
+            )
         if sidecar.stripped:
             prepare(self.library, engine, {}, self._weights, everything=True).apply()
+
+
+def _execute(context: Any, stream: int) -> bool:
+    return bool(context.execute_async_v3(stream))

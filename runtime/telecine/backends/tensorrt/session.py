@@ -1,115 +1,67 @@
-"""Graphs on TensorRT: an execution context, its stream, and what is bound to it."""
+"""Graphs on TensorRT: an execution context, and what it was told of shapes and addresses."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 
 from telecine.axes import Shape
-from telecine.backends.base import Buffer, DeviceBuffer, Session
-from telecine.backends.cuda.array import Borrowed, borrow, on_device
+from telecine.backends.base import Buffer
+from telecine.backends.cuda.graph import Launches
 from telecine.backends.cuda.memory import DeviceMemory
-from telecine.backends.cuda.stream import Event, Stream, order
+from telecine.backends.cuda.options import CudaGraphs
+from telecine.backends.cuda.session import DeviceSession
+from telecine.backends.cuda.stream import Stream
 from telecine.backends.tensorrt.engine import Engine
 from telecine.backends.tensorrt.profiles import choose_profile
-from telecine.backends.tensorrt.slot import Slot
 from telecine.errors import BackendError, EngineError
 from telecine.manifest import Graph, TensorSpec
 
-# NvInferRuntime.h, IExecutionContext::setTensorAddress: "The pointer must have at least 256-byte alignment."
-ALIGNMENT = 256
 # What TensorRT and NumPy both have.
 HOST_TYPES = ("float32", "float16", "int64", "int32", "int8", "uint8", "bool")
 
 
-class TensorRtSession(Session):
+class TensorRtSession(DeviceSession):
     """One graph on TensorRT, on a stream of its own or the caller's.
 
-    Host arrays are copied in and out, and `enqueue` waits for them; with device arrays alone it does not wait. Work on
-    a device array is ordered with its owner's stream where the array names one (`__cuda_array_interface__`, version 3);
-    others (DLPack) are ready once the enqueued stream is, `stream` where none was named.
+    With `cuda_graphs`, "auto" or True, launches are captured as CUDA graphs (see `Launches`), but for weights that are
+    streamed from the host. TensorRT for RTX has a capture of its own, which True turns on: its kernels are compiled
+    while it runs, so nothing is timed there.
     """
 
-    def __init__(self, graph: Graph, engine: Engine) -> None:
-        super().__init__(graph)
-        self._graph, self._engine, self._device = graph, engine, engine.device
+    def __init__(
+        self, graph: Graph, engine: Engine, *, stream: int | None = None, cuda_graphs: CudaGraphs = False
+    ) -> None:
+        """`stream` is the handle of the caller's, which clones share; None makes one of its own."""
+        self._engine, self._cuda_graphs = engine, cuda_graphs
         self._context: Any = None
         self._shapes: Mapping[str, Shape] | None = None  # that the context was told
         self._addresses: dict[str, int] = {}  # that the context was told
         self._profile = 0  # of a new context
-        self._last: int | None = None  # the stream of the latest call
-        self._retired: list[Callable[[], None]] = []  # device arrays to give back once that call is done
-        self._ready = False  # whether the context was told of all that is bound
         with ExitStack() as stack:
             stack.callback(engine.hold().let_go)
-            self._stream = Stream(self._device)
-            stack.callback(self._stream.close)
-            self._copied, self._done = Event(self._device), Event(self._device)
-            stack.callback(self._done.close)
-            stack.callback(self._copied.close)
-            self._activations = DeviceMemory(self._device)
+            self._callers = stream
+            if stream is None:
+                own = Stream(engine.device)
+                stack.callback(own.close)
+                stream = own.handle
+            self._stream = stream
+            self._activations = DeviceMemory(engine.device)
             stack.callback(self._activations.close)
-            self._slots = {spec.name: Slot(self._device, _dtype(spec)) for spec in _said(engine)}
-            for slot in self._slots.values():
-                stack.callback(slot.close)
-            self._context = engine.context()
+            super().__init__(graph, engine.device, {spec.name: _dtype(spec) for spec in _said(engine)}, stack)
+            rtx = engine.library.is_rtx
+            captured_here = not rtx and not engine.sidecar.weight_streaming
+            self._launches = Launches(engine.device, cuda_graphs if captured_here else False)
+            stack.callback(self._launches.forget)
+            self._context = engine.context(cuda_graphs=rtx and cuda_graphs is True)
             self._resources = stack.pop_all()
 
     @property
     def stream(self) -> int:
-        """The handle of its own stream."""
-        return self._stream.handle
-
-    def bind(self, name: str, buffer: Buffer | DeviceBuffer) -> None:
-        self.check_open()
-        if on_device(buffer):
-            self.check_name(name)
-            self._device.use()
-            found = borrow(buffer, self._device, stream=self.stream)
-            try:
-                self._check_device_array(name, found)
-            except BackendError:
-                found.release()
-                raise
-            self._retire(name)
-            self._slots[name].bound = found
-        else:
-            self.check_buffer(name, buffer)
-            self._retire(name)
-            self._slots[name].bound = np.asarray(buffer)
-        self._ready = False
-
-    def unbind(self) -> None:
-        if self.closed:
-            return
-        self._device.use()
-        for name in self._slots:
-            self._retire(name)
-            self._slots[name].bound = None
-        if self._retired:
-            self._done.synchronize()
-            self._give_back()
-        self._ready = False
-
-    def enqueue(self, stream: int = 0) -> None:
-        self.check_open()
-        self._device.use()
-        handle = stream or self.stream
-        if not self._ready:
-            self.check_bound({name: slot.bound for name, slot in self._slots.items() if slot.bound is not None})
-        owners = self._wait_for_others(handle)
-        if not self._ready:
-            self._prepare(handle)
-        self._upload(handle)
-        self._check(self._engine.launch(self._context, handle), "running")
-        self._download(handle)
-        for owner in owners:
-            self._done.hold(owner)
-        if self._retired and self._done.reached():
-            self._give_back()
+        return self._stream
 
     def replace(self, weights: Mapping[str, Buffer]) -> None:
         self.check_open()
@@ -117,7 +69,7 @@ class TensorRtSession(Session):
 
     def clone(self) -> TensorRtSession:
         self.check_open()
-        return TensorRtSession(self._graph, self._engine)
+        return TensorRtSession(self._graph, self._engine, stream=self._callers, cuda_graphs=self._cuda_graphs)
 
     def close(self) -> None:
         if self.closed:
@@ -132,37 +84,12 @@ class TensorRtSession(Session):
     def closed(self) -> bool:
         return self._context is None
 
-    def _wait_for_others(self, handle: int) -> set[int]:
-        """Let a stream wait for the latest call's, and for those of device arrays' owners, which are returned."""
-        if self._last not in (None, handle):
-            self._done.hold(handle)  # one context on two streams at once is undefined (enqueueV3)
-        streams = {slot.owner_stream for slot in self._slots.values()}
-        owners = {stream for stream in streams if stream is not None and stream != handle}
-        for owner in owners:
-            order(self._device, owner, handle)
-        return owners
-
-    def _upload(self, handle: int) -> None:
-        self._copied.synchronize()  # or the latest call's inputs might not have left their pinned memory
-        for name in self.inputs:
-            self._slots[name].upload(handle)
-        self._copied.record(handle)
-
-    def _download(self, handle: int) -> None:
-        """Copy outputs to host arrays, and wait for them; device arrays alone are not waited for."""
-        outputs = [self._slots[name] for name in self.outputs]
-        for slot in outputs:
-            slot.download(handle)
-        self._done.record(handle)
-        self._last = handle
-        if any(slot.on_host for slot in outputs):
-            self._done.synchronize()
-            for slot in outputs:
-                slot.finish()
+    def _launch(self, handle: int) -> None:
+        key = tuple(self._addresses.values())
+        self._check(self._engine.launch(self._context, handle, self._launches, key), "running")
 
     def _prepare(self, handle: int) -> None:
-        """Tell the context of the shapes and addresses that have changed.
-
+        """
         Raises:
             EngineError: no profile takes the shapes.
             BackendError: TensorRT refuses one, or memory runs out.
@@ -170,6 +97,7 @@ class TensorRtSession(Session):
         shapes = {name: self._slots[name].shape for name in self.inputs}
         if shapes != self._shapes:
             self._wait()  # memory may be freed to grow
+            self._launches.forget()
             self._shapes = None
             self._set_shapes(shapes, handle)
             self._shapes = shapes
@@ -178,7 +106,6 @@ class TensorRtSession(Session):
             if address != self._addresses.get(name):
                 self._check(self._context.set_tensor_address(name, address), f"binding {name}")
                 self._addresses[name] = address
-        self._ready = True
 
     def _set_shapes(self, shapes: Mapping[str, Shape], handle: int) -> None:
         context = self._context
@@ -200,43 +127,10 @@ class TensorRtSession(Session):
         size = context.update_device_memory_size_for_shapes()
         context.set_device_memory(self._activations.reserve(max(size, 1)), self._activations.size)
 
-    def _wait(self) -> None:
-        """For all of its work: for inputs' copies too, which a launch that failed did not wait for."""
-        self._copied.synchronize()
-        self._done.synchronize()
-
     def _check(self, done: bool, doing: str) -> None:
         if not done:
             self._shapes, self._ready = None, False
             raise self._engine.fault(doing)
-
-    def _check_device_array(self, name: str, array: Borrowed) -> None:
-        wanted = self._slots[name].dtype
-        if array.dtype != wanted:
-            problem = str(array.dtype)
-        elif not array.contiguous:
-            problem = "not contiguous"
-        elif array.address % ALIGNMENT:
-            problem = f"{array.address % ALIGNMENT} bytes off the alignment that TensorRT needs"
-        elif array.read_only and name in self.outputs:
-            problem = "read-only, and an output"
-        else:
-            return
-        raise BackendError(
-            f"{name} in device memory is {problem}",
-            expected=f"contiguous {wanted}, aligned to {ALIGNMENT} bytes",
-            fix="Copy it into an array of its own, in this dtype.",
-        )
-
-    def _retire(self, name: str) -> None:
-        """Give a device array back, at once or when the work on it is done."""
-        bound = self._slots[name].bound
-        if isinstance(bound, Borrowed):
-            self._retired.append(bound.release)
-
-    def _give_back(self) -> None:
-        while self._retired:
-            self._retired.pop()()
 
 
 def _said(engine: Engine) -> tuple[TensorSpec, ...]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from telecine.families.base import Family, PipelineSpec
 from telecine.families.cogvideox import image_to_video, text_to_video, video_to_video, workloads
+from telecine.families.cogvideox.host import Host
 from telecine.families.cogvideox.names import NAMING
 
 # `__call__`'s own of the three pipelines, but for what is said below.
@@ -59,6 +60,7 @@ COGVIDEOX = Family(
             model_defaults=model_defaults,
         ),
     },
+    grid=lambda host: Host.parse(host).grid,
     axis_ranges=workloads.axis_ranges,
     refuses={
         "frame_rate": "The model is told none; pass frame_rate to save().",

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from telecine.denoise import Callback, denoise
-from telecine.errors import RequestError
+from telecine.errors import EngineError, RequestError
 from telecine.families.base import Models, Output, Stage
+from telecine.families.bound import Transformer
 from telecine.families.cogvideox.guidance import request_guidance
 from telecine.families.cogvideox.host import Host
 from telecine.families.cogvideox.positions import Place
 from telecine.families.cogvideox.sampler import CogVideoXSampler
-from telecine.families.cogvideox.transformer import BoundTransformer
 from telecine.families.cogvideox.vae import Decoding, decode
+from telecine.families.steps import open_steps
 from telecine.families.text import prompt_embeddings
 from telecine.guidance import Guidance
 from telecine.noise import Generator, randn
@@ -57,6 +59,7 @@ class Generation:
 
         Raises:
             RequestError: a parameter is wrong, or the model is of another pipeline.
+            EngineError: the bundle runs on engines, and there is none for this size.
         """
         host = Host.parse(models.host)
         _check_model(host, image)
@@ -71,6 +74,8 @@ class Generation:
         _check_text(host, request)
         schedule = make_schedule(host.scheduler, request.num_inference_steps)
         schedule = schedule.last_steps(strength) if strength < 1 else schedule
+        guidance = request_guidance(request, schedule)
+        _check_engine(models, video, Place.of(latent, host.grid), request.videos, len(guidance.passes))
         seeds = request.seeds()
         return cls(
             models=models,
@@ -80,10 +85,10 @@ class Generation:
             clip=clip,
             latent=latent,
             schedule=schedule,
-            guidance=request_guidance(request, schedule),
+            guidance=guidance,
             seeds=seeds,
             generators=[Generator(seed) for seed in seeds],
-            decoding=Decoding.of(request, host, clip),
+            decoding=Decoding.of(models, request, host, clip),
         )
 
     @property
@@ -132,14 +137,21 @@ class Generation:
         if self.host.ofs is not None:
             constants["ofs"] = np.array([self.host.ofs], np.float32)
         sampler = CogVideoXSampler(self.host.scheduler.class_name, self.schedule, self.noise)
-        transformer = self.models.session("transformer")
-        with (
-            stage("denoise"),
-            BoundTransformer(
-                transformer, text, constants, latents.shape, self.guidance.passes, image, stage=stage
-            ) as network,
-        ):
-            return denoise(network, latents, sampler=sampler, guidance=self.guidance, callback=callback)
+        with stage("denoise"):
+            transformer = Transformer(
+                session=self.models.session("transformer"),
+                latents_shape=latents.shape,
+                tokens=math.prod(Place.of(self.latent, self.host.grid)),
+                passes=self.guidance.passes,
+                rows={"encoder_hidden_states": text},
+                constants=constants,
+                output="prediction",
+                image=image,
+            )
+            with open_steps(
+                self.models, transformer, latents, sampler=sampler, guidance=self.guidance, stage=stage
+            ) as steps:
+                return denoise(steps, sampler.sigmas, callback)
 
     def output(self, latents: Array, stage: Stage) -> Output:
         """What is made of (B, F, C, H, W) latents: frames, or the latents themselves with all that was denoised."""
@@ -149,6 +161,21 @@ class Generation:
             dropped = self.latent.frames - self.clip.frames
             frames = decode(self.models, self.host, latents[:, dropped:], self.decoding)
         return Output(frames=frames, seeds=self.seeds)
+
+
+def _check_engine(models: Models, video: VideoShape, place: Place, videos: int, passes: int) -> None:
+    """Refuse what the transformer's engine is too small for, before the text is encoded."""
+    limits = models.limits("transformer") or {}
+    sizes = {"batch": videos * passes, "frame_groups": place.frames, "rows": place.rows, "columns": place.columns}
+    beyond = [symbol for symbol, size in sizes.items() if size > limits.get(symbol, size)]
+    if beyond:
+        workload = f"{video.width}x{video.height}x{video.num_frames}@b{videos}"
+        raise EngineError(
+            f"{workload} has {', '.join(f'{sizes[symbol]} {symbol}' for symbol in beyond)}",
+            expected=f"at most {', '.join(f'{limits[symbol]} {symbol}' for symbol in beyond)}, by the engine",
+            fix=f"Run: telecine build BUNDLE --workload {workload} (beside those that are there), or use "
+            "backend='onnxruntime'.",
+        )
 
 
 def _check_text(host: Host, request: Request) -> None:

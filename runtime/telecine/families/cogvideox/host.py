@@ -63,7 +63,7 @@ class Host:
                 text_length=host["text_length"] if host["positions"].get("table") else None,
                 scaling_factor=host["scaling_factor"],
                 invert_scale_latents=host["invert_scale_latents"],
-                positions=_positions(host["positions"]),
+                positions=make_positions(host["positions"]),
                 ofs=host["ofs"],
                 encoder_widest=host["widest_activations"]["vae_encoder"],
                 decoder_widest=host["widest_activations"]["vae_decoder"],
@@ -81,6 +81,11 @@ class Host:
         """(B, C, F, H, W) latents of the transformer's scale, brought to the VAE's."""
         return np.multiply(latents, np.float32(1 / self.scaling_factor), dtype=np.float32)
 
+    def to_decoder(self) -> tuple[Array, Array]:
+        """(C,) scale and (C,) shift of `denormalize`, as the graph `decoder_latents` takes them."""
+        scale = np.full(self.latent_channels, 1 / self.scaling_factor, np.float32)
+        return scale, np.zeros_like(scale)
+
     def normalize(self, latents: Array, *, image: bool = False) -> Array:
         """(B, C, F, H, W) latents of the VAE's scale, brought to the transformer's.
 
@@ -91,7 +96,8 @@ class Host:
         return np.multiply(latents, np.float32(factor), dtype=np.float32)
 
 
-def _positions(told: Mapping[str, Any]) -> Positions:
+def make_positions(told: Mapping[str, Any]) -> Positions:
+    """Of the manifest's `positions`."""
     if told["kind"] == "sincos":
         return Sincos(
             width=told["width"],

@@ -71,6 +71,5 @@ def _image_latents(generation: Generation, pixels: Array, plan: VaePlan) -> Arra
         pixels = np.repeat(pixels, videos // len(pixels), axis=0)
     sampled = generation.host.normalize(encode(generation.models, pixels, generators, plan), image=True)
     first = sampled.transpose(0, 2, 1, 3, 4)
-    latents = np.zeros(generation.shape, np.float32)
-    latents[:, :1] = np.repeat(first, videos // len(first), axis=0)
-    return latents
+    later = np.zeros((videos, generation.latent.frames - 1, *generation.shape[2:]), np.float32)
+    return np.concatenate([np.repeat(first, videos // len(first), axis=0), later], axis=1)

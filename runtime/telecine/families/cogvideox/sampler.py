@@ -7,8 +7,9 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
+from telecine.linear_step import LinearStep
 from telecine.schedulers import cogvideox_ddim, cogvideox_dpm
-from telecine.schedulers.cogvideox import DPM, CogVideoXSchedule
+from telecine.schedulers.cogvideox import DPM, CogVideoXSchedule, original_weights
 
 Array = npt.NDArray[np.float32]
 
@@ -37,3 +38,38 @@ class CogVideoXSampler:
             self._schedule, index, prediction, latents, before=self._original, draw_noise=self._draw_noise
         )
         return latents
+
+    @property
+    def anchor(self) -> None:
+        return None
+
+    def linear_preparation(self, index: int) -> None:
+        return None
+
+    def linear_step(self, index: int) -> LinearStep:
+        """Both schedulers weigh the sample and the clean one; DPM also noise, and the step before's clean one."""
+        of_sample, of_prediction = original_weights(self._schedule, index)
+        if not self._dpm:
+            kept, added = cogvideox_ddim.coefficients(self._schedule, index)
+            return LinearStep(
+                sample=kept + added * of_sample,
+                prediction=added * of_prediction,
+                denoised_sample=of_sample,
+                denoised_prediction=of_prediction,
+            )
+        weights = cogvideox_dpm.coefficients(self._schedule, index)
+        original = -np.float64(weights.original)
+        return LinearStep(
+            sample=weights.sample + original * weights.now * of_sample,
+            prediction=original * weights.now * of_prediction,
+            noise=weights.noise,
+            anchor=-original * weights.before,
+            draw=self._draw_twice if index and not self._schedule.ends(index) else self._draw_noise,
+            denoised_sample=of_sample,
+            denoised_prediction=of_prediction,
+        )
+
+    def _draw_twice(self) -> Array:
+        """Noise, after a draw that diffusers drops."""
+        self._draw_noise()
+        return self._draw_noise()

@@ -14,7 +14,7 @@ from itertools import product
 import numpy as np
 import numpy.typing as npt
 
-from telecine.errors import RequestError
+from telecine.errors import EngineError, RequestError
 from telecine.families.cogvideox.chunks import DECODER, ENCODER
 from telecine.families.cogvideox.host import Host
 from telecine.shapes import LatentShape
@@ -48,11 +48,20 @@ class VaePlan:
     peak: int
 
 
-def plan_vae(options: TilingOptions, latent: LatentShape, host: Host, *, videos: int, decoding: bool) -> VaePlan:
-    """Tiles for `videos` videos of (F, H, W) latents.
+def plan_vae(
+    options: TilingOptions,
+    latent: LatentShape,
+    host: Host,
+    *,
+    videos: int,
+    decoding: bool,
+    largest: Sides | None = None,
+) -> VaePlan:
+    """Tiles for `videos` videos of (F, H, W) latents; `largest` is the picture that the graphs take, None for any.
 
     Raises:
         RequestError: a mode that cannot be, sizes off the grid, or a memory limit that cannot be met.
+        EngineError: the graphs take no tiles as asked for.
     """
     if options.mode == "seamless":
         raise RequestError(
@@ -60,7 +69,7 @@ def plan_vae(options: TilingOptions, latent: LatentShape, host: Host, *, videos:
             expected="off, diffusers or auto: its VAE normalises over the picture, so that tiles never match it",
             fix="Leave tiling out, or use 'diffusers'.",
         )
-    return _Planner(options, latent, host, videos, decoding).plan()
+    return _Planner(options, latent, host, videos, decoding, largest).plan()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,19 +79,55 @@ class _Planner:
     host: Host
     videos: int
     decoding: bool
+    largest: Sides | None
 
     def plan(self) -> VaePlan:
         options, whole = self.options, (self.latent.height, self.latent.width)
-        untiled = VaePlan(None, self._peak(whole, None))
         if options.size is not None or options.mode == "diffusers":
-            return self._within_limit(self._tiled(self._asked()))
-        if options.mode == "off" or options.memory_limit is None or untiled.peak <= options.memory_limit:
+            asked = self._asked()
+            self._check_fits(self._tile(asked))
+            return self._within_limit(self._tiled(asked))
+        untiled = VaePlan(None, self._peak(whole, None))
+        within = options.memory_limit is None or untiled.peak <= options.memory_limit
+        if options.mode == "off" or (within and self._fits(whole)):
+            self._check_fits(whole)
             return self._within_limit(untiled)
-        plans = [self._tiled(tuple(steps)) for steps in product(*self._candidates(whole))]
-        fitting = [plan for plan in plans if plan.peak <= options.memory_limit]
+        cuts = product(*self._candidates(whole))
+        plans = [self._tiled(steps) for steps in cuts if self._fits(self._tile(steps))]
+        if not plans:
+            raise self._too_large()
+        fitting = [plan for plan in plans if options.memory_limit is None or plan.peak <= options.memory_limit]
         if not fitting:
-            return self._within_limit(min(plans, key=lambda plan: plan.peak, default=untiled))
+            return self._within_limit(min(plans, key=lambda plan: plan.peak))
         return min(fitting, key=lambda plan: self._cost(plan, whole))
+
+    def _tile(self, steps: tuple[Steps, ...]) -> Sides:
+        """The largest tile, in latents."""
+        read = 1 if self.decoding else self.host.grid.spatial
+        height, width = (
+            min(each.size // read, side)
+            for each, side in zip(steps, (self.latent.height, self.latent.width), strict=True)
+        )
+        return height, width
+
+    def _fits(self, tile: Sides) -> bool:
+        return self.largest is None or (tile[0] <= self.largest[0] and tile[1] <= self.largest[1])
+
+    def _check_fits(self, tile: Sides) -> None:
+        if not self._fits(tile):
+            raise self._too_large()
+
+    def _too_large(self) -> EngineError:
+        assert self.largest is not None
+        spatial, frames = self.host.grid.spatial, self.host.grid.num_frames(self.latent.frames)
+        height, width = (spatial * side for side in self.largest)
+        return EngineError(
+            f"the VAE's engines take {width}x{height} pixels at once, and the video or its tiles are larger",
+            expected="an engine for them",
+            fix="Leave the options of tiling out, or run: telecine build BUNDLE --workload "
+            f"{spatial * self.latent.width}x{spatial * self.latent.height}x{frames} (and --vae-tile where it was"
+            " given).",
+        )
 
     def _asked(self) -> tuple[Steps, Steps]:
         """The tiles that a request names, in latents, or diffusers' own."""
@@ -128,8 +173,7 @@ class _Planner:
         if not self.decoding:
             made = (self.latent.frames, self.latent.height, self.latent.width)
         tiles = Blended(time=ALWAYS, rows=rows, columns=columns, made=made, extra=slice(None))
-        read = 1 if self.decoding else unit
-        tile = (min(rows.size // read, self.latent.height), min(columns.size // read, self.latent.width))
+        tile = self._tile(steps)
         if tile == (self.latent.height, self.latent.width):  # diffusers does not tile what is one tile
             return VaePlan(None, self._peak(tile, None))
         return VaePlan(tiles, self._peak(tile, tiles))

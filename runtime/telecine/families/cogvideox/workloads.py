@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from dataclasses import astuple
 from typing import Any
 
 from telecine.families.cogvideox.host import Host
@@ -11,6 +13,7 @@ from telecine.workload import AxisRange, AxisRanges, Workload
 
 TEXT_LENGTH = 226  # of all three pipelines: pads are embedded and attended to as well
 PASSES = 2  # of guidance: the negative prompt and the positive one
+MOST_LATENTS = 3  # in a chunk of the decoder: the first one, of an odd number of latents
 ENCODER_FIRST = (1, 2, 3)  # latents in the first chunk of a longer video, beside the one that stands for one frame
 
 
@@ -52,6 +55,42 @@ def _vae_encoder(workload: Workload, host: Host) -> AxisRanges:
     }
 
 
+def _denoise_step(workload: Workload, host: Host) -> AxisRanges:
+    """Latents as one row of channels, (B, 1, F·C·H·W)."""
+    low, high = (
+        math.prod((latent.frames, latent.height, latent.width)) * host.latent_channels
+        for latent in (shape.latent(host.grid).padded(host.grid) for shape in (workload.low, workload.high))
+    )
+    one = AxisRange(1, 1, 1)
+    return {
+        "passes": AxisRange(1, PASSES, PASSES),
+        "batch": _videos(workload),
+        "tokens": one,
+        "coefficient_tokens": one,
+        "channels": AxisRange(low, high, high),
+    }
+
+
+def _decoder_latents(workload: Workload, host: Host) -> AxisRanges:
+    low, high = workload.low.latent(host.grid), workload.high.latent(host.grid)
+    sides = ("frames", "height", "width")
+    return {f"latent_{side}": AxisRange(getattr(low, side), *[getattr(high, side)] * 2) for side in sides} | {
+        "batch": _videos(workload)
+    }
+
+
+def _uint8_frames(workload: Workload, host: Host) -> AxisRanges:
+    """What the decoder makes of a chunk."""
+    decoded, spatial = _vae_decoder(workload, host), host.grid.spatial
+    most = host.grid.num_frames(MOST_LATENTS)
+    return {
+        "batch": decoded["batch"],
+        "num_frames": AxisRange(1, most, most),
+        "height": AxisRange(*(spatial * side for side in astuple(decoded["latent_height"]))),
+        "width": AxisRange(*(spatial * side for side in astuple(decoded["latent_width"]))),
+    }
+
+
 def _pictures(workload: Workload, host: Host) -> AxisRanges:
     """Any picture, or tile of one, up to the largest."""
     tile, high = workload.tile.latent(host.grid), workload.high.latent(host.grid)
@@ -69,4 +108,7 @@ GRAPHS: Mapping[str, Callable[[Workload, Host], AxisRanges]] = {
     "transformer": _transformer,
     "vae_encoder": _vae_encoder,
     "vae_decoder": _vae_decoder,
+    "denoise_step": _denoise_step,
+    "decoder_latents": _decoder_latents,
+    "uint8_frames": _uint8_frames,
 }

@@ -9,6 +9,7 @@ from typing import Any
 
 from telecine.families.base import Family, PipelineSpec, UpscalerSpec
 from telecine.families.ltx_video import conditions, image_to_video, text_to_video, two_stage, upscale, workloads
+from telecine.families.ltx_video.host import Host
 from telecine.families.ltx_video.names import NAMING
 
 # `__call__`'s own of the three pipelines, but for what is said below.
@@ -55,7 +56,10 @@ LTX_VIDEO = Family(
         },
     ),
     two_stage=two_stage.run,
+    grid=lambda host: Host.parse(host).grid,
     axis_ranges=workloads.axis_ranges,
+    vae_tile=workloads.VAE_TILE,
+    keyframes=workloads.KEYFRAMES,
     refuses={
         "strength": "Pass conditions=[Condition(video=..., strength=...)], or denoise_strength with latents.",
         "use_dynamic_cfg": "Pass guidance_scale as a list, one a step.",

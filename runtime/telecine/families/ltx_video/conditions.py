@@ -61,7 +61,7 @@ def run(models: Models, request: Request, *, stage: Stage, callback: Callback | 
     given = _given_latents(generation)
     items = _items(generation)
     for item in items:
-        check_encoding(models, generation.host, item.pixels, request.tiling_options())
+        check_encoding(models, generation.host, item.pixels, generation.memory.tiling)
     prompts = generation.embed_prompts(stage, attend_pads=False)
     with stage("encode"):
         canvas = _canvas(generation, items, given)
@@ -75,7 +75,7 @@ def run(models: Models, request: Request, *, stage: Stage, callback: Callback | 
         draw_noise=lambda generators: randn(generators, latents.shape),
     )
     latents = generation.denoise(start, prompts, stage=stage, callback=callback)
-    clip = np.ascontiguousarray(unpack(latents, shape)[:, :, canvas.extra_frames :])
+    clip = unpack(latents, shape)[:, :, canvas.extra_frames :].copy()
     if request.output_type == "latent":
         return Output(latents=clip, seeds=generation.seeds)
     return generation.decode(clip, stage)
@@ -193,7 +193,7 @@ def _canvas(generation: Generation, items: Sequence[Item], given: Array | None) 
         if 1 < len(pixels) < len(generators):
             pixels = np.repeat(pixels, len(generators) // len(pixels), axis=0)
         # A condition of all videos is sampled once, by the first seed, as diffusers does.
-        latents = encode(generation.models, generation.host, pixels, generators, request.tiling_options())
+        latents = encode(generation.models, generation.host, pixels, generators, generation.memory.tiling)
         canvas.add(
             np.repeat(latents, request.videos // len(latents), axis=0),
             frame_index=item.frame_index,

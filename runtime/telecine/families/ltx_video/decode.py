@@ -12,12 +12,13 @@ import numpy.typing as npt
 from telecine.backends.base import Session
 from telecine.families.base import Frames, Models
 from telecine.families.ltx_video.host import Host, NoiseLevel
+from telecine.families.uint8_frames import decode_to_uint8, uint8_session
 from telecine.latents import mix_decode_noise
 from telecine.noise import Generator, randn
 from telecine.pixels import to_uint8, to_unit_range
 from telecine.request import Request
 from telecine.shapes import LatentShape
-from telecine.tiling import Largest, Network, Plan, Tile, plan_decoder
+from telecine.tiling import Largest, Network, Plan, Tile
 from telecine.upscale_request import UpscaleRequest
 
 Array = npt.NDArray[np.float32]
@@ -33,24 +34,15 @@ class DecodeSettings:
     output_type: str
 
     @classmethod
-    def of(cls, models: Models, request: Request | UpscaleRequest, host: Host, latent: LatentShape) -> DecodeSettings:
-        """Settings for `latent` latents a video. The scale is the timestep where none is given.
+    def of(cls, request: Request | UpscaleRequest, plan: Plan) -> DecodeSettings:
+        """Settings for a request whose tiles are planned. The scale is the timestep where none is given.
 
         Raises:
-            RequestError: not finite numbers, another count than of videos, or tiles that cannot be.
-            EngineError: the decoder's engine takes no such tiles, or there is none.
+            RequestError: not finite numbers, or another count than of videos.
         """
         timestep = scale = request.per_video("decode_timestep", request.decode_timestep)
         if request.decode_noise_scale is not None:
             scale = request.per_video("decode_noise_scale", request.decode_noise_scale)
-        plan = plan_decoder(
-            request.tiling_options(),
-            latent,
-            host.grid,
-            host.decoder,
-            videos=request.videos,
-            largest=None if request.output_type == "latent" else largest_tile(models, "vae_decoder"),
-        )
         return cls(timestep, scale, plan, request.output_type)
 
 
@@ -87,7 +79,13 @@ def decode(
 
     def pieces() -> Iterator[npt.NDArray[Any]]:
         noise = InjectedNoise(host.decoder_noise, stochastic[0], latents, fresh=settings.plan.redraws)
-        network = _network(models.session("vae_decoder"), feeds, noise, settings.plan.videos)
+        session = models.session("vae_decoder")
+        if settings.output_type == "uint8" and settings.plan.whole:
+            uint8 = uint8_session(models, session)
+            if uint8 is not None:
+                yield _whole_videos(session, uint8, latents, feeds, noise.whole, settings.plan.videos)
+                return
+        network = _network(session, feeds, noise, settings.plan.videos)
         for video in settings.plan.run(network, latents):
             frames: npt.NDArray[Any] = to_unit_range(video)
             if settings.output_type == "uint8":
@@ -135,6 +133,22 @@ class InjectedNoise:
         }
 
 
+def _whole_videos(
+    session: Session, uint8: Session, latents: Array, feeds: dict[str, Array], maps: dict[str, Array], at_once: int
+) -> npt.NDArray[np.uint8]:
+    """(B, num_frames, height, width, 3) bytes, made where the decoder runs; `at_once` of the videos a call."""
+    videos = [
+        decode_to_uint8(session, uint8, {**_some(latents, feeds, slice(first, first + at_once)), **maps})["video"]
+        for first in range(0, len(latents), at_once)
+    ]
+    return videos[0] if len(videos) == 1 else np.concatenate(videos)
+
+
+def _some(latents: Array, feeds: dict[str, Array], videos: slice) -> dict[str, Array]:
+    """What the decoder takes of some of the videos."""
+    return {"latents": latents[videos], **{name: values[videos] for name, values in feeds.items()}}
+
+
 def _network(session: Session, feeds: dict[str, Array], noise: InjectedNoise, at_once: int) -> Network:
     """The decoder as tiles see it: `at_once` of the videos a call."""
 
@@ -142,9 +156,8 @@ def _network(session: Session, feeds: dict[str, Array], noise: InjectedNoise, at
         maps = noise.of(tile)
         videos: list[Array] = []
         for first in range(0, len(latents), at_once):
-            some = slice(first, first + at_once)
-            own = {name: values[some] for name, values in feeds.items()}
-            videos.append(session.run({"latents": latents[some], **own, **maps})["video"])
+            some = _some(latents, feeds, slice(first, first + at_once))
+            videos.append(session.run({**some, **maps})["video"])
         return videos[0] if len(videos) == 1 else np.concatenate(videos)
 
     return run

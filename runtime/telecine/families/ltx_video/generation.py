@@ -14,12 +14,14 @@ from telecine.conditioning import Conditioning
 from telecine.denoise import Callback, denoise
 from telecine.errors import EngineError, RequestError
 from telecine.families.base import Models, Output, Stage
+from telecine.families.bound import Transformer
 from telecine.families.ltx_video.decode import DecodeSettings, decode
 from telecine.families.ltx_video.guidance import request_guidance
 from telecine.families.ltx_video.host import Host
+from telecine.families.ltx_video.memory import RunMemory
 from telecine.families.ltx_video.sampler import FlowSampler
 from telecine.families.ltx_video.text import without_padding
-from telecine.families.ltx_video.transformer import BoundTransformer
+from telecine.families.steps import open_steps
 from telecine.families.text import prompt_embeddings
 from telecine.guidance import Guidance
 from telecine.noise import Generator, second_stream
@@ -62,6 +64,7 @@ class Generation:
     generators: list[Generator]
     stochastic: list[Generator]  # the second streams of the seeds
     decoding: DecodeSettings
+    memory: RunMemory
 
     @classmethod
     def prepare(
@@ -77,7 +80,11 @@ class Generation:
         latent = video.latent(host.grid)
         _check_engine(models, request, video, latent)
         planned = schedule(request, host, latent)
+        guidance = request_guidance(request, planned.sigmas[:-1], host)
+        memory = RunMemory.plan(models, request, host, latent, guidance)
+        decoding = DecodeSettings.of(request, memory.decoding)
         seeds = request.seeds()
+        models.expect(memory.needs, memory.tiling.memory_limit)
         return cls(
             models=models,
             request=request,
@@ -85,11 +92,12 @@ class Generation:
             video=video,
             latent=latent,
             schedule=planned,
-            guidance=request_guidance(request, planned.sigmas[:-1], host),
+            guidance=guidance,
             seeds=seeds,
             generators=[Generator(seed) for seed in seeds],
             stochastic=[second_stream(seed) for seed in seeds],
-            decoding=DecodeSettings.of(models, request, host, latent),
+            decoding=decoding,
+            memory=memory,
         )
 
     def given_latents(self, shape: tuple[int, ...], layout: str) -> Array:
@@ -124,31 +132,29 @@ class Generation:
             Cancelled: the callback stopped the run.
         """
         draw_noise = partial(start.draw_noise, self.stochastic) if self.host.scheduler.stochastic_sampling else None
-        with (
-            stage("denoise"),
-            BoundTransformer(
-                self.models.session("transformer"),
-                self.host,
-                *prompts,
-                start.rope,
-                start.latents.shape,
-                self.guidance.passes,
-                start.conditioning.timestep_tokens,
-                stage=stage,
-            ) as network,
-        ):
-            return denoise(
-                network,
-                start.latents,
-                sampler=FlowSampler(
-                    config=self.host.scheduler,
-                    schedule=self.schedule,
-                    conditioning=start.conditioning,
-                    draw_noise=draw_noise,
-                ),
-                guidance=self.guidance,
-                callback=callback,
+        sampler = FlowSampler(
+            config=self.host.scheduler,
+            schedule=self.schedule,
+            conditioning=start.conditioning,
+            draw_noise=draw_noise,
+        )
+        with stage("denoise"):
+            transformer = Transformer(
+                session=self.models.session("transformer"),
+                latents_shape=start.latents.shape,
+                tokens=start.latents.shape[1],
+                passes=self.guidance.passes,
+                rows=dict(zip(("encoder_hidden_states", "encoder_attention_mask"), prompts, strict=True)),
+                constants={"rope_cos": start.rope.cos, "rope_sin": start.rope.sin, "rope_index": start.rope.index},
+                output="velocity",
+                timestep_axes=(start.conditioning.timestep_tokens,),
+                blocks=self.host.transformer_blocks,
+                one_by_one=self.memory.one_by_one,
             )
+            with open_steps(
+                self.models, transformer, start.latents, sampler=sampler, guidance=self.guidance, stage=stage
+            ) as steps:
+                return denoise(steps, sampler.sigmas, callback)
 
     def decode(self, latents: Array, stage: Stage) -> Output:
         """(B, C, F, H, W) normalised latents → (B, num_frames, height, width, 3) frames."""

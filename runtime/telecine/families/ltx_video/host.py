@@ -100,6 +100,10 @@ class Host:
         """(B, C, F, H, W) latents of the transformer's scale, brought to the VAE's."""
         return denormalize(latents, self.latents_mean, self.latents_std, self.scaling_factor)
 
+    def to_decoder(self) -> tuple[Array, Array]:
+        """(C,) scale and (C,) shift of `denormalize`, as the graph `decoder_latents` takes them."""
+        return self.latents_std / np.float32(self.scaling_factor), self.latents_mean
+
     def normalize(self, latents: Array) -> Array:
         """(B, C, F, H, W) latents of the VAE's scale, brought to the transformer's."""
         return normalize(latents, self.latents_mean, self.latents_std, self.scaling_factor)

@@ -42,7 +42,7 @@ def run(models: Models, request: Request, *, stage: Stage, callback: Callback | 
     images = None if request.image is None else image_videos(generation, request.image)
     given = packed_latents(generation) if images is None else None
     if images is not None:
-        check_encoding(models, generation.host, images, request.tiling_options())
+        check_encoding(models, generation.host, images, generation.memory.tiling)
     prompts = generation.embed_prompts(stage)
     if images is not None:
         with stage("encode"):
@@ -64,11 +64,9 @@ def _image_latents(generation: Generation, images: Array) -> Array:
     videos, generators = generation.request.videos, generation.generators
     if len(generators) > 1:  # each video's image is sampled by its own seed (diffusers needs a list of images there)
         images = np.repeat(images, videos // len(images), axis=0)
-    tiling = generation.request.tiling_options()
-    first = encode(generation.models, generation.host, images, generators, tiling)
+    first = encode(generation.models, generation.host, images, generators, generation.memory.tiling)
     noise = randn(generators, generation.latent.array_shape(videos, generation.host.latent_channels))
-    noise[:, :, :1] = np.repeat(first, videos // len(first), axis=0)
-    return pack(noise)
+    return pack(np.concatenate([np.repeat(first, videos // len(first), axis=0), noise[:, :, 1:]], axis=2))
 
 
 def _later_noise(generation: Generation, generators: list[Generator]) -> Array:

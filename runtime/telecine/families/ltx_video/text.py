@@ -5,11 +5,14 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from telecine.overridable import overridable
+
 Array = npt.NDArray[np.float32]
 # Text lengths are multiples of this: few shapes for a backend to plan, and whole vectors.
 TEXT_STEP = 16
 
 
+@overridable
 def without_padding(embeds: Array, mask: Array) -> tuple[Array, Array]:
     """(B, L, D) embeddings and (B, L) mask without the last columns, which are padding in every row.
 
@@ -22,4 +25,4 @@ def without_padding(embeds: Array, mask: Array) -> tuple[Array, Array]:
         return embeds, mask
     used = int(np.flatnonzero(mask.any(axis=0))[-1]) + 1
     kept = min(length, -(-used // TEXT_STEP) * TEXT_STEP)
-    return np.ascontiguousarray(embeds[:, :kept]), np.ascontiguousarray(mask[:, :kept])
+    return embeds[:, :kept].copy(), mask[:, :kept].copy()

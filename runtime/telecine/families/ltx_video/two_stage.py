@@ -20,7 +20,9 @@ from telecine.families.ltx_video.conditions import condition_schedule
 from telecine.families.ltx_video.decode import DecodeSettings
 from telecine.families.ltx_video.guidance import request_guidance
 from telecine.families.ltx_video.host import Host
+from telecine.families.ltx_video.memory import RunMemory, upsampler_need
 from telecine.families.ltx_video.upscale import upsample
+from telecine.memory_budget import Need
 from telecine.noise import Generator
 from telecine.request import Request
 from telecine.resample import BICUBIC, resize
@@ -120,11 +122,15 @@ def _check(request: Request, host: Host) -> None:
 
 def _check_stages(models: Models, first: Request, second: Request, host: Host) -> None:
     """Refuse now what a stage would refuse: not after the minutes of the first."""
-    for request in (first, second):
+    needs: tuple[Need, ...] = ()
+    for request in (second, first):  # the larger one first: a refusal names what is enough for both
         latent = VideoShape(num_frames=request.num_frames, height=request.height, width=request.width).latent(host.grid)
         planned = condition_schedule(request, host, latent)
-        request_guidance(request, planned.sigmas[:-1], host)
-        DecodeSettings.of(models, request, host, latent)
+        guidance = request_guidance(request, planned.sigmas[:-1], host)
+        beside = (_upsampling(models, first, host),) if request is second else ()
+        memory = RunMemory.plan(models, request, host, latent, guidance, beside)
+        DecodeSettings.of(request, memory.decoding)
+        needs = (*beside, *memory.needs, *needs)
     steps = second.num_inference_steps if second.timesteps is None else len(second.timesteps)
     check(
         int(steps * second.denoise_strength) >= 1,
@@ -134,6 +140,12 @@ def _check_stages(models: Models, first: Request, second: Request, host: Host) -
     )
     for seed in first.seeds():
         Generator(seed)
+    models.expect(needs, second.tiling_options().memory_limit)
+
+
+def _upsampling(models: Models, first: Request, host: Host) -> Need:
+    latent = VideoShape(num_frames=first.num_frames, height=first.height, width=first.width).latent(host.grid)
+    return upsampler_need(models, host, latent, first.videos)
 
 
 def _named(prefix: str, stage: Stage) -> Stage:

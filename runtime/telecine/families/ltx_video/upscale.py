@@ -13,6 +13,7 @@ from telecine.families.base import Models, Output, Stage
 from telecine.families.ltx_video.decode import DecodeSettings, decode
 from telecine.families.ltx_video.encode import encode
 from telecine.families.ltx_video.host import Host
+from telecine.families.ltx_video.memory import UpscaleMemory
 from telecine.media import load_video, to_pixels
 from telecine.noise import Generator, second_stream
 from telecine.shapes import LatentShape, VideoShape
@@ -41,15 +42,16 @@ def run(models: Models, request: UpscaleRequest, *, stage: Stage) -> Output:
     if request.latents is not None:
         latents = _given_latents(request, host)
         latent = LatentShape(frames=latents.shape[2], height=latents.shape[3], width=latents.shape[4])
-        settings = DecodeSettings.of(models, request, host, factors.enlarged(latent))
+        memory = UpscaleMemory.plan(models, request, host, latent, encodes=False)
     else:
         video, rate = _given_video(request, host)
         latent = VideoShape(num_frames=video.shape[2], height=video.shape[3], width=video.shape[4]).latent(host.grid)
-        settings = DecodeSettings.of(
-            models, request, host, factors.enlarged(latent)
-        )  # refused now, not after the encoding
+        memory = UpscaleMemory.plan(models, request, host, latent, encodes=True)
+    settings = DecodeSettings.of(request, memory.decoding)  # refused now, not after the encoding
+    models.expect(memory.needs, memory.tiling.memory_limit)
+    if request.latents is None:
         with stage("encode"):
-            latents = encode(models, host, video, generators, request.tiling_options())
+            latents = encode(models, host, video, generators, memory.tiling)
     with stage("upsample"):
         latents = upsample(models, host.denormalize(latents), request.adain_factor, request.tone_map_compression_ratio)
     # A temporal upsampler puts frames between frames: the video stays as long as it was.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from functools import reduce
+from operator import or_
 from typing import Any
 
 from telecine.families.ltx_video.host import Host
@@ -13,6 +15,9 @@ from telecine.workload import AxisRange, AxisRanges, Workload
 
 # Of LTXPipeline and of LTXConditionPipeline. Texts may be shorter: LTXConditionPipeline encodes them without pads.
 TEXT_LENGTHS = (128, 256)
+# The largest tile of the VAE, WIDTHxHEIGHTxFRAMES: 16 latents a side, beyond which larger ones save little work.
+VAE_TILE = "512x512x121"
+KEYFRAMES = 4
 USUAL_PASSES = 2  # of guidance: the negative prompt and the positive one
 MOST_PASSES = 3  # and the perturbed one
 
@@ -74,16 +79,58 @@ def _tiles(workload: Workload, host: Host) -> AxisRanges:
 def _latent_upsampler(workload: Workload, host: Host) -> list[AxisRanges]:
     """Latents as `upscale` gets them, and those of the first of two stages."""
     whole, *staged = _stages(workload, host)
+    return [_latents(each, host) for each in (whole, *staged[:1])]
+
+
+def _latents(workload: Workload, host: Host) -> AxisRanges:
+    """The latents of whole videos."""
+    low, high = workload.low.latent(host.grid), workload.high.latent(host.grid)
+    sides = ("frames", "height", "width")
+    return {f"latent_{side}": AxisRange(getattr(low, side), *[getattr(high, side)] * 2) for side in sides} | {
+        "batch": _videos(workload)
+    }
+
+
+def _denoise_step(workload: Workload, host: Host) -> list[AxisRanges]:
+    """All of a step's predictions at once, of as many videos as the transformer takes."""
+    return _joined([_stepped(each, host) for each in _stages(workload, host)])
+
+
+def _stepped(workload: Workload, host: Host) -> AxisRanges:
+    tokens = _denoised(workload, host)["tokens"]
+    return {
+        "passes": AxisRange(1, USUAL_PASSES, MOST_PASSES),
+        "batch": _videos(workload),
+        "tokens": tokens,
+        "coefficient_tokens": AxisRange(1, 1, tokens.max),
+        "channels": AxisRange(*[host.latent_channels] * 3),
+    }
+
+
+def _decoder_latents(workload: Workload, host: Host) -> list[AxisRanges]:
+    """The whole video's, which may be decoded in tiles after."""
+    return _joined([_latents(each, host) for each in _stages(workload, host)])
+
+
+def _uint8_frames(workload: Workload, host: Host) -> list[AxisRanges]:
+    """What the decoder makes: any tile, of as many videos as it takes."""
+    (decoded,) = _vae_decoder(workload, host)
+    spatial, temporal = host.grid.spatial, host.grid.temporal
+    frames = decoded["latent_frames"]
     return [
         {
-            f"latent_{side}": AxisRange(
-                getattr(each.low.latent(host.grid), side), *[getattr(each.high.latent(host.grid), side)] * 2
-            )
-            for side in ("frames", "height", "width")
+            "batch": decoded["batch"],
+            "num_frames": AxisRange(1, *[temporal * (frames.max - 1) + 1] * 2),
+            "height": AxisRange(*(spatial * side for side in dataclasses.astuple(decoded["latent_height"]))),
+            "width": AxisRange(*(spatial * side for side in dataclasses.astuple(decoded["latent_width"]))),
         }
-        | {"batch": _videos(each)}
-        for each in (whole, *staged[:1])
     ]
+
+
+def _joined(sizes: list[AxisRanges]) -> list[AxisRanges]:
+    """One size that holds all: host math has little to tune. The usual one is the first."""
+    first, *others = sizes
+    return [{symbol: reduce(or_, (other[symbol] for other in others), axis) for symbol, axis in first.items()}]
 
 
 def _videos(workload: Workload) -> AxisRange:
@@ -106,4 +153,7 @@ GRAPHS: Mapping[str, Callable[[Workload, Host], list[AxisRanges]]] = {
     "vae_encoder": _vae_encoder,
     "vae_decoder": _vae_decoder,
     "latent_upsampler": _latent_upsampler,
+    "denoise_step": _denoise_step,
+    "decoder_latents": _decoder_latents,
+    "uint8_frames": _uint8_frames,
 }

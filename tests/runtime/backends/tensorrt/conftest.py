@@ -26,9 +26,12 @@ def bundle(tiny_bundle: Path) -> Bundle:
 def open_session(bundle: Bundle, tmp_path: Path, tensorrt: Callable[..., Any], gpu: CudaDouble) -> Open:
     """`open_session("transformer", library=..., device="cuda:1", **sidecar)`: a session of a plan that is written."""
 
-    def open_(component: str = "text_encoder", *, device: str = "auto", **options: Any) -> TensorRtSession:
+    def open_(
+        component: str = "text_encoder", *, device: str = "auto", cuda_graphs: Any = "auto", **options: Any
+    ) -> TensorRtSession:
         tensorrt(*(options[name] for name in ("library", "version") if name in options))
         write_plan(bundle, component, engines=tmp_path / "engines", **options)
-        return TensorRtBackend(bundle, device=device, engines=tmp_path / "engines").load(component, "main")
+        engines = TensorRtBackend(bundle, device=device, engines=tmp_path / "engines", cuda_graphs=cuda_graphs)
+        return engines.load(component, "main")
 
     return open_

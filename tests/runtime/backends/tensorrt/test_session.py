@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,14 +13,13 @@ import numpy as np
 import pytest
 from doubles.cuda_runtime import CudaDouble, cudaError_t
 
-from telecine.backends.cuda import dlpack
 from telecine.backends.cuda.array import DeviceArray
 from telecine.backends.cuda.device import Device
-from telecine.backends.cuda.stream import Stream
 from telecine.backends.onnxruntime import OnnxRuntimeOptions, OnnxRuntimeSession
 from telecine.backends.tensorrt.session import TensorRtSession
 from telecine.bundle import Bundle
 from telecine.errors import BackendError, EngineError
+from telecine.initializers import read_initializers
 from telecine.manifest import TensorSpec
 
 pytest.importorskip("onnxruntime")
@@ -151,201 +151,6 @@ class TestSizes:
                 session.run({"input_ids": ids()})
 
 
-class TestDeviceArrays:
-    @pytest.fixture
-    def device(self, open_session: Open) -> Device:
-        return Device.open("cuda:0")
-
-    @pytest.mark.parametrize("kind", ["both", "dlpack", "interface"])
-    def test_they_are_used_in_place(
-        self, open_session: Open, device: Device, gpu: CudaDouble, expected: Any, kind: str
-    ) -> None:
-        with open_session() as session:
-            stream = session.stream
-            with (
-                DeviceArray(device, (1, 8), np.int64, stream=stream) as tokens,
-                DeviceArray(device, (1, 8, 32), np.float32, stream=stream) as out,
-            ):
-                tokens.upload(ids())
-                session.bind("input_ids", seen_as(tokens, kind))
-                session.bind("prompt_embeds", seen_as(out, kind))
-                gpu.calls.clear()
-                session.enqueue()
-                assert "cudaMemcpyAsync" not in gpu.calls
-                assert "cudaEventSynchronize" in gpu.calls  # of inputs' staging, which has nothing to wait for
-                assert not gpu.idle()  # the host did not wait
-                np.testing.assert_array_equal(out.download(), expected(ids()))
-                session.unbind()
-
-    def test_owners_streams_are_kept_in_order(self, open_session: Open, device: Device, expected: Any) -> None:
-        """Work of three streams that know nothing of each other: only what the session orders comes in order."""
-        with open_session() as session:
-            mine, theirs = Stream(device), Stream(device)
-            with (
-                DeviceArray(device, (1, 8), np.int64, stream=mine.handle) as tokens,
-                DeviceArray(device, (1, 8, 32), np.float32, stream=theirs.handle) as out,
-            ):
-                session.bind("input_ids", tokens)
-                session.bind("prompt_embeds", out)
-                for seed in range(3):
-                    later(device, tokens, ids(seed=seed))  # the host does not wait for it
-                    session.enqueue()
-                    np.testing.assert_array_equal(out.download(), expected(ids(seed=seed)))
-                session.unbind()
-            mine.close()
-            theirs.close()
-
-    def test_the_callers_stream(self, open_session: Open, device: Device, gpu: CudaDouble, expected: Any) -> None:
-        with open_session() as session:
-            streams = [Stream(device), Stream(device)]
-            with (
-                DeviceArray(device, (1, 8), np.int64, stream=session.stream) as tokens,
-                DeviceArray(device, (1, 8, 32), np.float32, stream=session.stream) as out,
-            ):
-                session.bind("input_ids", tokens)
-                session.bind("prompt_embeds", out)
-                for seed, stream in enumerate([*streams, *streams]):
-                    tokens.upload(ids(seed=seed))
-                    session.enqueue(stream.handle)
-                    np.testing.assert_array_equal(out.download(), expected(ids(seed=seed)))
-                session.unbind()
-            for stream in streams:
-                stream.close()
-
-    def test_steps_hand_over_without_the_host(
-        self, open_session: Open, device: Device, gpu: CudaDouble, expected: Any
-    ) -> None:
-        """What a loop on the device does: one's output is bound as another's, rebinding each time."""
-        with open_session() as session, DeviceArray(device, (1, 8), np.int64, stream=session.stream) as tokens:
-            outs = [DeviceArray(device, (1, 8, 32), np.float32, stream=session.stream) for _ in range(2)]
-            tokens.upload(ids())
-            session.bind("input_ids", tokens)
-            for step in range(6):
-                session.bind("prompt_embeds", seen_as(outs[step % 2], "dlpack"))
-                session.enqueue()
-                if step == 0:
-                    gpu.calls.clear()  # the first makes room for the activations
-            assert not {"cudaMemcpyAsync", "cudaStreamSynchronize", "cudaMalloc"} & set(gpu.calls)
-            assert not gpu.idle()
-            for out in outs:
-                np.testing.assert_array_equal(out.download(), expected(ids()))
-            session.unbind()
-            for out in outs:
-                out.close()
-
-    def test_host_inputs_may_be_rewritten_while_the_device_works(
-        self, open_session: Open, device: Device, gpu: CudaDouble, expected: Any
-    ) -> None:
-        with open_session() as session:
-            outs = [DeviceArray(device, (1, 8, 32), np.float32, stream=session.stream) for _ in range(3)]
-            tokens = ids()
-            session.bind("input_ids", tokens)
-            for seed, out in enumerate(outs):
-                tokens[:] = ids(seed=seed)
-                session.bind("prompt_embeds", out)
-                session.enqueue()
-            assert not gpu.idle()
-            for seed, out in enumerate(outs):
-                np.testing.assert_array_equal(out.download(), expected(ids(seed=seed)))
-            session.unbind()
-            for out in outs:
-                out.close()
-
-    def test_memory_grows_once_the_device_is_done_with_it(
-        self, open_session: Open, device: Device, gpu: CudaDouble, expected: Any
-    ) -> None:
-        with open_session() as session:
-            lengths = (8, 20, 40)
-            outs = [DeviceArray(device, (1, length, 32), np.float32, stream=session.stream) for length in lengths]
-            for length, out in zip(lengths, outs, strict=True):
-                session.bind("input_ids", ids(length=length))
-                session.bind("prompt_embeds", out)
-                session.enqueue()
-                assert not gpu.idle()
-            for length, out in zip(lengths, outs, strict=True):
-                np.testing.assert_array_equal(out.download(), expected(ids(length=length)))
-            session.unbind()
-            for out in outs:
-                out.close()
-
-    def test_one_stream_after_another(self, open_session: Open, device: Device, gpu: CudaDouble, expected: Any) -> None:
-        """Arrays that name no stream: nobody but the session knows that its calls come one after another."""
-        with open_session() as session:
-            streams = [Stream(device), Stream(device)]
-            with (
-                DeviceArray(device, (1, 8), np.int64, stream=session.stream) as tokens,
-                DeviceArray(device, (1, 8, 32), np.float32, stream=session.stream) as out,
-            ):
-                tokens.upload(ids())
-                for name, array in (("input_ids", tokens), ("prompt_embeds", out)):
-                    silent = array.__cuda_array_interface__ | {"stream": None}
-                    session.bind(name, SimpleNamespace(__cuda_array_interface__=silent))
-                for stream in (*streams, streams[0]):
-                    session.enqueue(stream.handle)
-                assert not gpu.idle()
-                streams[0].synchronize()
-                np.testing.assert_array_equal(out.download(), expected(ids()))
-                session.unbind()
-            for stream in streams:
-                stream.close()
-
-    def test_host_and_device_arrays_together(self, open_session: Open, device: Device, expected: Any) -> None:
-        with open_session() as session:
-            out = np.empty((1, 8, 32), np.float32)
-            with DeviceArray(device, (1, 8), np.int64, stream=session.stream) as tokens:
-                tokens.upload(ids())
-                session.bind("input_ids", tokens)
-                session.bind("prompt_embeds", out)
-                session.enqueue()
-                np.testing.assert_array_equal(out, expected(ids()))
-                session.bind("input_ids", ids(seed=1))
-                session.enqueue()
-                np.testing.assert_array_equal(out, expected(ids(seed=1)))
-
-    def test_what_cannot_be_bound(self, open_session: Open, device: Device) -> None:
-        with open_session() as session, DeviceArray(device, (1, 64), np.int64, stream=session.stream) as tokens:
-            base = tokens.__cuda_array_interface__
-            for change, problem in [
-                ({"typestr": "<i4"}, "input_ids in device memory is int32"),
-                ({"strides": (512, 16), "shape": (1, 8)}, "input_ids in device memory is not contiguous"),
-                ({"data": (tokens.address + 8, False), "shape": (1, 8)}, "8 bytes off the alignment"),
-            ]:
-                with pytest.raises(BackendError, match=problem):
-                    session.bind("input_ids", SimpleNamespace(__cuda_array_interface__=base | change))
-            read_only = {"typestr": "<f4", "shape": (1, 4, 32), "data": (tokens.address, True)}
-            with pytest.raises(BackendError, match="prompt_embeds in device memory is read-only, and an output"):
-                session.bind("prompt_embeds", SimpleNamespace(__cuda_array_interface__=base | read_only))
-            with pytest.raises(BackendError, match="no input or output is called ids"):
-                session.bind("ids", tokens)
-
-    def test_dlpack_arrays_are_given_back_once_the_work_is_done(
-        self, open_session: Open, device: Device, gpu: CudaDouble, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        given_back: list[bool] = []
-        take = dlpack.take
-
-        def counting(capsule: Any) -> dlpack.Imported:
-            found = take(capsule)
-
-            def release() -> None:
-                given_back.append(gpu.idle())
-                found.release()
-
-            return dataclasses.replace(found, release=release)
-
-        monkeypatch.setattr(dlpack, "take", counting)
-        with open_session() as session, DeviceArray(device, (1, 8), np.int64, stream=session.stream) as tokens:
-            tokens.upload(ids())
-            with DeviceArray(device, (1, 8, 32), np.float32, stream=session.stream) as out:
-                session.bind("prompt_embeds", out)
-                for _ in range(3):
-                    session.bind("input_ids", seen_as(tokens, "dlpack"))
-                    session.enqueue()
-                assert given_back == []  # nothing is done yet
-                session.unbind()
-                assert given_back == [True] * 3
-
-
 class TestLife:
     def test_everything_is_freed(self, open_session: Open, gpu: CudaDouble) -> None:
         session = open_session()
@@ -457,16 +262,43 @@ class TestLife:
             session.run({"input_ids": ids()})
 
 
-def seen_as(array: DeviceArray, kind: str) -> Any:
-    """A device array as another library's, which offers one of the two interfaces."""
-    if kind == "both":
-        return array
-    if kind == "interface":
-        return SimpleNamespace(__cuda_array_interface__=array.__cuda_array_interface__)
-    return SimpleNamespace(__dlpack__=array.__dlpack__, __dlpack_device__=array.__dlpack_device__)
+class TestCudaGraphs:
+    """Captured launches of an execution context; `cuda/test_graph.py` has the rule of when."""
 
+    def test_every_size_and_address_has_its_own(self, open_session: Open, gpu: CudaDouble, expected: Any) -> None:
+        with open_session(cuda_graphs=True) as session:
+            for length in (8, 8, 8, 12, 12, 8, 8):
+                tokens = ids(length=length, seed=length)
+                np.testing.assert_array_equal(session.run({"input_ids": tokens})["prompt_embeds"], expected(tokens))
+            assert gpu.calls.count("cudaGraphInstantiate") == 3  # dropped with each change of shapes
+            assert gpu.calls.count("cudaGraphLaunch") == 4
 
-def later(device: Device, array: DeviceArray, content: np.ndarray) -> None:
-    """Fill an array on its stream, without waiting."""
-    kind = device.cuda.api.cudaMemcpyKind.cudaMemcpyHostToDevice
-    device.cuda.call("cudaMemcpyAsync", array.address, content.ctypes.data, array.nbytes, kind, array.stream)
+    def test_a_refit_drops_them(self, open_session: Open, bundle: Bundle, gpu: CudaDouble) -> None:
+        name = "encoder.final_layer_norm.weight"
+        path = bundle.path(bundle.graph("text_encoder").file)
+        weights = {name: 2 * read_initializers(path)[name].read()}
+        with open_session(refit=True, cuda_graphs=True) as session:
+            before = [session.run({"input_ids": ids()})["prompt_embeds"] for _ in range(3)][-1]
+            session.replace(weights)
+            for _ in range(3):
+                np.testing.assert_array_equal(session.run({"input_ids": ids()})["prompt_embeds"], 2 * before)
+        assert gpu.calls.count("cudaGraphInstantiate") == 2
+
+    def test_rtx_captures_by_itself(
+        self, open_session: Open, gpu: CudaDouble, expected: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        for graphs in (True, "auto"):
+            with open_session(library="tensorrt_rtx", cuda_graphs=graphs) as session:
+                for seed in range(4):
+                    made = session.run({"input_ids": ids(seed=seed)})["prompt_embeds"]
+                    np.testing.assert_array_equal(made, expected(ids(seed=seed)))
+                strategy = session._context.config.cuda_graph_strategy.name
+                assert strategy == ("WHOLE_GRAPH_CAPTURE" if graphs is True else "DISABLED")
+        assert "cudaStreamBeginCapture" not in gpu.calls
+
+    def test_streamed_weights_are_not_captured(self, open_session: Open, gpu: CudaDouble) -> None:
+        with open_session(weight_streaming=True, cuda_graphs=True) as session:
+            for _ in range(4):
+                session.run({"input_ids": ids()})
+        assert "cudaStreamBeginCapture" not in gpu.calls

@@ -26,7 +26,7 @@ from doubles.ltx2 import NEWER, TorchSession, Vae, audio_text_channels, make_hos
 from PIL import Image
 
 from telecine import Condition
-from telecine.denoise import denoise
+from telecine.denoise import HostSteps, denoise
 from telecine.errors import RequestError
 from telecine.families.ltx2 import conditions, finish, schedule
 from telecine.families.ltx2 import transformer as transformer_module
@@ -149,7 +149,7 @@ class Run:
             TorchSession(self.transformer), self.texts(text), rope, latents, self.host.transformer_blocks,
             use_cross_timestep=self.request.use_cross_timestep, stage=untimed,
         ) as network:  # fmt: skip
-            done = denoise(network, latents, sampler=sampler, guidance=self.guidance)
+            done = denoise(HostSteps(network, latents, sampler=sampler, guidance=self.guidance), sampler.sigmas)
         return self.host.denormalize(finish.clip(done.video, self.latent)), self.host.denormalize_audio(done.audio)
 
     def texts(self, text: dict[str, np.ndarray]) -> dict[Any, AudioVideo]:

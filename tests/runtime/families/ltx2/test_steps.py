@@ -11,7 +11,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, LTX2LatentUpsamplePipelin
 from diffusers.pipelines.ltx2.utils import DISTILLED_SIGMA_VALUES, STAGE_2_DISTILLED_SIGMA_VALUES
 from doubles.ltx2 import NEWER, make_host, make_transformer
 
-from telecine.denoise import denoise
+from telecine.denoise import HostSteps, denoise
 from telecine.errors import RequestError
 from telecine.families.ltx2.guidance import Scales, StepGuidance, modality_mask, request_guidance
 from telecine.families.ltx2.host import Host
@@ -227,9 +227,9 @@ class TestSampler:
 
         guidance = Guidance((StepGuidance(video=Scales(), audio=Scales()),) * 2)
         latents = pair(1, 3)
-        done = denoise(
-            lambda latents, told, guided: latents, latents, sampler=self.sampler(), guidance=guidance, callback=callback
-        )
+        sampler = self.sampler()
+        steps = HostSteps(lambda latents, told, guided: latents, latents, sampler=sampler, guidance=guidance)
+        done = denoise(steps, sampler.sigmas, callback)
         assert seen == [(0, 2, 0.8, AudioVideo), (1, 2, 0.5, AudioVideo)]
         assert isinstance(done, AudioVideo)
         assert not done.audio.any()
@@ -238,11 +238,10 @@ class TestSampler:
     @pytest.mark.parametrize("answer", [np.zeros((1, 3, 4), np.float32), (np.zeros((1, 3, 4), np.float32),)])
     def test_a_callback_returns_both_or_none(self, answer: Any) -> None:
         guidance = Guidance((StepGuidance(video=Scales(), audio=Scales()),) * 2)
+        sampler = self.sampler()
+        steps = HostSteps(lambda latents, *_: latents, pair(1, 3), sampler=sampler, guidance=guidance)
         with pytest.raises(RequestError, match=r"as many arrays as it was given, of shapes \(1, 3, 4\), \(1, 3, 6\)"):
-            denoise(
-                lambda latents, *_: latents, pair(1, 3), sampler=self.sampler(), guidance=guidance,
-                callback=lambda *_: answer,
-            )  # fmt: skip
+            denoise(steps, sampler.sigmas, lambda *_: answer)
 
 
 class TestUpsampling:

@@ -87,6 +87,27 @@ def test_a_range_goes_from_the_smallest_to_the_largest(host: dict[str, Any]) -> 
     assert axes["rope_positions"] == AxisRange(2, 4, 5)
 
 
+def test_host_math_takes_what_the_networks_around_it_do(host: dict[str, Any]) -> None:
+    asked = workload(768, 512, 121, videos=2)
+    (axes,) = axis_ranges("denoise_step", asked, host)
+    latents, frame, channels = 16 * 16 * 24, 16 * 24, host["latent_channels"]
+    assert axes == {
+        "passes": AxisRange(1, 2, 3),
+        "batch": AxisRange(2, 2, 2),
+        "tokens": AxisRange(latents, latents, latents + 4 * frame),
+        "coefficient_tokens": AxisRange(1, 1, latents + 4 * frame),
+        "channels": AxisRange(channels, channels, channels),
+    }
+    (axes,) = axis_ranges("denoise_step", workload(1152, 768, 161), host | UPSAMPLER)  # and its two stages
+    assert (axes["tokens"].min, axes["tokens"].opt) == (21 * 16 * 24, 21 * 24 * 36)
+    assert axes["tokens"].max >= 21 * 32 * 48
+    (axes,) = axis_ranges("decoder_latents", asked, host)
+    assert [axes[f"latent_{side}"].opt for side in ("frames", "height", "width")] == [16, 16, 24]
+    (axes,) = axis_ranges("uint8_frames", asked, host)
+    assert [axes[side].max for side in ("num_frames", "height", "width")] == [121, 512, 512]
+    assert axes["batch"] == axis_ranges("vae_decoder", asked, host)[0]["batch"]
+
+
 @pytest.fixture
 def fed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Graph, dict[str, tuple[int, ...]]]]:
     """The graph and the input shapes by name of every run of a network."""
@@ -150,5 +171,9 @@ def test_what_runs_feed_is_inside(
         assert any(
             all(axes[symbol].min <= size <= axes[symbol].max for symbol, size in sizes.items()) for axes in ranges
         ), (component, sizes, ranges)
-    everything = set(components.values())
+    everything = set(components.values()) - {
+        "denoise_step",
+        "decoder_latents",
+        "uint8_frames",
+    }  # which run on a GPU only
     assert seen == (everything if "conditions" in request_ else everything - {"vae_encoder", "latent_upsampler"})

@@ -10,7 +10,7 @@ import pytest
 
 import telecine
 from telecine.backends.onnxruntime import OnnxRuntimeSession
-from telecine.families.ltx_video import transformer
+from telecine.families import bound
 
 REQUEST: dict[str, Any] = {
     "prompt": ["a red ball rolls", "the black cat sits on the old wooden ship"],
@@ -41,11 +41,11 @@ def test_large_passes_run_one_after_the_other_and_give_the_same(
         together = pipe.generate(**REQUEST).latents
         assert batches == [6, 4, 4]  # two videos, in three passes, then two, then two others
         batches.clear()
-        monkeypatch.setattr(transformer, "ONE_BY_ONE", 2 * 2 * 2 * 3)  # two videos of 12 tokens
+        monkeypatch.setattr(bound, "ONE_BY_ONE", 2 * 2 * 2 * 3)  # two videos of 12 tokens
         apart = pipe.generate(**REQUEST).latents
         assert batches == [2] * 7
         batches.clear()
-        monkeypatch.setattr(transformer, "ONE_BY_ONE", 2 * 2 * 2 * 3 + 1)
+        monkeypatch.setattr(bound, "ONE_BY_ONE", 2 * 2 * 2 * 3 + 1)
         pipe.generate(**REQUEST)
         assert batches == [6, 4, 4]
     assert together is not None
@@ -57,7 +57,7 @@ def test_large_passes_run_one_after_the_other_and_give_the_same(
 def test_a_session_may_say_that_a_batch_pays(
     tiny_bundle: Path, batches: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transformer, "ONE_BY_ONE", 1)
+    monkeypatch.setattr(bound, "ONE_BY_ONE", 1)
     monkeypatch.setattr(OnnxRuntimeSession, "batch_pays", True)
     with telecine.load(tiny_bundle) as pipe:
         pipe.generate(**REQUEST)

@@ -1,0 +1,1 @@
+"""Pipelines inside other people's servers."""
