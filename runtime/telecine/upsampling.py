@@ -1,11 +1,64 @@
-"""What happens to latents after the upsampler: statistics matched to those before it, extremes compressed."""
+"""Latents made larger: to which size, and what happens after: statistics matched, extremes compressed."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from telecine.errors import BundleError
+from telecine.shapes import LatentShape
+
 Array = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpsamplerFactors:
+    """How many times larger (1 or 2) the latent upsampler makes the sides of latents, and the steps between frames."""
+
+    spatial: int
+    temporal: int
+
+    @classmethod
+    def parse(cls, told: Mapping[str, int] | None) -> UpsamplerFactors | None:
+        """Of the manifest's `upsampler`, where a bundle has one."""
+        return None if told is None else cls(spatial=told["spatial_factor"], temporal=told["temporal_factor"])
+
+    def enlarged(self, latent: LatentShape) -> LatentShape:
+        """What it makes of latents; the first one stands for one frame, and stays one."""
+        return LatentShape(
+            frames=self.temporal * (latent.frames - 1) + 1,
+            height=self.spatial * latent.height,
+            width=self.spatial * latent.width,
+        )
+
+    def check_two_stages(self) -> None:
+        """
+        Raises:
+            BundleError: it is no upsampler that doubles the sides, and no more.
+        """
+        if (self.spatial, self.temporal) != (2, 1):
+            raise BundleError(
+                f"this bundle's upsampler enlarges {self.spatial} times in space and {self.temporal} in time",
+                expected="2 and 1 for two stages: a spatial upsampler",
+                fix="Export again with a spatial upscaler; this one serves upscale().",
+            )
+
+
+def required(factors: UpsamplerFactors | None) -> UpsamplerFactors:
+    """
+    Raises:
+        BundleError: the bundle has no latent upsampler.
+    """
+    if factors is None:
+        raise BundleError(
+            "this bundle has no latent_upsampler",
+            expected="one, to upscale with",
+            fix="Export it again with: telecine export SOURCE BUNDLE --upscaler UPSCALER",
+        )
+    return factors
 
 
 def adain(latents: Array, reference: Array, factor: float) -> Array:

@@ -16,7 +16,7 @@ from diffusers import LTXImageToVideoPipeline
 from diffusers.pipelines.ltx import pipeline_ltx_image2video
 
 import telecine
-from telecine.families.ltx_video.decode import DecodeSettings
+from telecine.families.vae import DecodeSettings
 from telecine.noise import SECOND_STREAM
 
 # Neither image has the size of the clip, so both are resized: one grows, one shrinks, and both change their aspect.

@@ -17,8 +17,8 @@ import telecine.guidance
 from telecine.families import bound
 from telecine.families import text as text_module
 from telecine.families.ltx_video import decode, generation, text_to_video
-from telecine.families.ltx_video.decode import DecodeSettings
 from telecine.families.ltx_video.host import Host
+from telecine.families.vae import DecodeSettings
 from telecine.noise import Generator, randn
 
 # Everything that a fault could hide behind is unequal: height and width, prompts, decoder settings of the two videos.

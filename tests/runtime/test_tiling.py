@@ -236,9 +236,10 @@ import numpy as np
 from telecine.backends.choice import OnnxRuntimeBackend
 from telecine.backends.onnxruntime import OnnxRuntimeOptions
 from telecine.bundle import Bundle
-from telecine.families.ltx_video.decode import DecodeSettings, decode
+from telecine.families.ltx_video.decode import decode
 from telecine.families.ltx_video.encode import encode_moments
 from telecine.families.ltx_video.host import Host
+from telecine.families.vae import DecodeSettings
 from telecine.models import LoadedModels
 from telecine.noise import Generator
 from telecine.shapes import LatentShape

@@ -20,7 +20,7 @@ from telecine import pipeline
 from telecine.errors import BundleError, RequestError
 from telecine.families.base import Frames, Output
 from telecine.families.ltx_video import LTX_VIDEO
-from telecine.families.ltx_video.two_stage import Sizes
+from telecine.families.stages import Sizes
 from telecine.request import Request
 from telecine.resample import BICUBIC, resize
 from telecine.shapes import Grid

@@ -12,9 +12,9 @@ from telecine.condition import ImageInput, is_list_of_images
 from telecine.conditioning import sample_posterior
 from telecine.errors import RequestError
 from telecine.families.base import Models
-from telecine.families.ltx_video.decode import largest_tile
 from telecine.families.ltx_video.generation import Generation
 from telecine.families.ltx_video.host import Host
+from telecine.families.vae import largest_tile
 from telecine.latents import normalize
 from telecine.media import load_image, to_pixels
 from telecine.noise import Generator

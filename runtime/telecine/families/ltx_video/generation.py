@@ -15,7 +15,7 @@ from telecine.denoise import Callback, denoise
 from telecine.errors import EngineError, RequestError
 from telecine.families.base import Models, Output, Stage
 from telecine.families.bound import Transformer
-from telecine.families.ltx_video.decode import DecodeSettings, decode
+from telecine.families.ltx_video.decode import decode
 from telecine.families.ltx_video.guidance import request_guidance
 from telecine.families.ltx_video.host import Host
 from telecine.families.ltx_video.memory import RunMemory
@@ -23,6 +23,7 @@ from telecine.families.ltx_video.sampler import FlowSampler
 from telecine.families.ltx_video.text import without_padding
 from telecine.families.steps import open_steps
 from telecine.families.text import prompt_embeddings
+from telecine.families.vae import DecodeSettings
 from telecine.guidance import Guidance
 from telecine.noise import Generator, second_stream
 from telecine.request import Request

@@ -12,26 +12,11 @@ import numpy.typing as npt
 from telecine.errors import BundleError
 from telecine.latents import denormalize, normalize
 from telecine.schedulers.flow_match_euler import FlowMatchEulerConfig
-from telecine.shapes import Grid, LatentShape
+from telecine.shapes import Grid
 from telecine.tiling import Footprint
+from telecine.upsampling import UpsamplerFactors, required
 
 Array = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UpsamplerFactors:
-    """How many times larger (1 or 2) the latent upsampler makes the sides of latents, and the steps between frames."""
-
-    spatial: int
-    temporal: int
-
-    def enlarged(self, latent: LatentShape) -> LatentShape:
-        """What it makes of latents; the first one stands for one frame, and stays one."""
-        return LatentShape(
-            frames=self.temporal * (latent.frames - 1) + 1,
-            height=self.spatial * latent.height,
-            width=self.spatial * latent.width,
-        )
 
 
 class NoiseLevel(NamedTuple):
@@ -71,7 +56,6 @@ class Host:
             BundleError: a field is missing, or the scheduler is one that telecine does not have.
         """
         try:
-            upsampler = host.get("upsampler")
             return cls(
                 grid=Grid(spatial=host["spatial_ratio"], temporal=host["temporal_ratio"]),
                 latent_channels=host["latent_channels"],
@@ -86,8 +70,7 @@ class Host:
                 scaling_factor=host["scaling_factor"],
                 rope_frequencies=np.array(host["rope_frequencies"], dtype=np.float32),
                 scheduler=FlowMatchEulerConfig.from_dict(host["scheduler"]),
-                upsampler=upsampler
-                and UpsamplerFactors(spatial=upsampler["spatial_factor"], temporal=upsampler["temporal_factor"]),
+                upsampler=UpsamplerFactors.parse(host.get("upsampler")),
             )
         except KeyError as error:
             raise BundleError(
@@ -113,10 +96,4 @@ class Host:
         Raises:
             BundleError: the bundle has no latent upsampler.
         """
-        if self.upsampler is None:
-            raise BundleError(
-                "this bundle has no latent_upsampler",
-                expected="one, to upscale with",
-                fix="Export it again with: telecine export SOURCE BUNDLE --upscaler UPSCALER",
-            )
-        return self.upsampler
+        return required(self.upsampler)

@@ -9,7 +9,7 @@ from operator import or_
 from typing import Any
 
 from telecine.families.ltx_video.host import Host
-from telecine.families.ltx_video.two_stage import Sizes
+from telecine.families.stages import Sizes
 from telecine.second_stage import DEFAULTS
 from telecine.workload import AxisRange, AxisRanges, Workload
 
