@@ -17,6 +17,8 @@ from telecine.families.ltx2.text import Connectors
 from telecine.latents import denormalize, normalize
 from telecine.schedulers.flow_match_euler import FlowMatchEulerConfig
 from telecine.shapes import Grid
+from telecine.tiling import Footprint
+from telecine.upsampling import UpsamplerFactors, required
 
 Array = npt.NDArray[np.float32]
 
@@ -27,7 +29,9 @@ class Host:
 
     `audio_mean` and `audio_std` (C * M,) are of packed latents. `text_channels` are those of the text encoder's output.
     `perturbed_attention` says whether spatio-temporal guidance acts. `image_crf`: how images were compressed in
-    training.
+    training. `encoder` and `decoder`: what running the halves of the video's VAE takes; `text_widest`,
+    `audio_widest` and `vocoder_widest`: values of the largest activation of a token of text, of a latent of the sound
+    along time, and of a frame of its spectrogram.
     """
 
     grid: Grid
@@ -47,6 +51,12 @@ class Host:
     scheduler: FlowMatchEulerConfig
     audio_scheduler: FlowMatchEulerConfig
     image_crf: int
+    encoder: Footprint
+    decoder: Footprint
+    text_widest: float
+    audio_widest: float
+    vocoder_widest: float
+    upsampler: UpsamplerFactors | None = None
 
     @classmethod
     def parse(cls, host: Mapping[str, Any]) -> Host:
@@ -57,6 +67,7 @@ class Host:
         try:
             scheduler = FlowMatchEulerConfig.from_dict(host["scheduler"])
             of_audio = host["audio_scheduler"]  # LTX2ConditionPipeline may have one; null: the video's
+            widest = host["widest_activations"]
             parsed = cls(
                 grid=Grid(spatial=host["spatial_ratio"], temporal=host["temporal_ratio"]),
                 latent_channels=host["latent_channels"],
@@ -75,6 +86,12 @@ class Host:
                 scheduler=scheduler,
                 audio_scheduler=scheduler if of_audio is None else FlowMatchEulerConfig.from_dict(of_audio),
                 image_crf=host["image_crf"],
+                encoder=Footprint.encoder(widest["vae_encoder"]),
+                decoder=Footprint.decoder(widest["vae_decoder"]),
+                text_widest=widest["text_encoder"],
+                audio_widest=widest["audio_vae_decoder"],
+                vocoder_widest=widest["vocoder"],
+                upsampler=UpsamplerFactors.parse(host.get("upsampler")),
             )
         except KeyError as error:
             raise BundleError(
@@ -105,6 +122,13 @@ class Host:
     def denormalize(self, latents: Array) -> Array:
         """(B, C, F, H, W) latents of the transformer's scale, brought to the VAE's."""
         return denormalize(latents, self.latents_mean, self.latents_std, self.scaling_factor)
+
+    def require_upsampler(self) -> UpsamplerFactors:
+        """
+        Raises:
+            BundleError: the bundle has no latent upsampler.
+        """
+        return required(self.upsampler)
 
     def normalize_audio(self, latents: Array) -> Array:
         """(B, C, S, M) latents of the audio VAE → (B, S, C * M) tokens of the transformer's scale."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -44,13 +45,19 @@ def texts(models: Models, request: LTX2Request, host: Host, passes: tuple[Pass, 
 
 
 def _encode(models: Models, tokens: TokenizedText) -> tuple[Array, Array]:
-    """(B, L, D) features and (B, L) mask of B prompts, one after the other: a row holds gigabytes of hidden states."""
-    session = models.session("text_encoder")
-    rows = [
-        session.run({"input_ids": ids[np.newaxis], "attention_mask": mask[np.newaxis]})["prompt_embeds"]
-        for ids, mask in zip(tokens.input_ids, tokens.attention_mask, strict=True)
-    ]
-    return np.concatenate(rows), tokens.attention_mask.astype(np.float32)
+    """(B, L, D) features and (B, L) mask of B prompts, one after the other: a row holds gigabytes of hidden states.
+
+    The text encoder is loaded and run for those that are none of the latest.
+    """
+
+    def encode(row: npt.NDArray[np.int64]) -> Array:
+        ids, mask = row[:, np.newaxis]
+        return models.session("text_encoder").run({"input_ids": ids, "attention_mask": mask})["prompt_embeds"]
+
+    # Ids alone do not tell what is padding: a prompt may hold its token too.
+    rows = np.ascontiguousarray(np.stack([tokens.input_ids, tokens.attention_mask], axis=1))
+    features = [models.prompts.embeds(row, partial(encode, row)) for row in rows]
+    return np.concatenate(features), tokens.attention_mask.astype(np.float32)
 
 
 def _connect(models: Models, host: Host, features: tuple[Array, Array], videos: int) -> AudioVideo:
