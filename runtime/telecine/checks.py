@@ -57,16 +57,20 @@ def check_output_type(value: object) -> None:
     )
 
 
+STEPS = ("num_inference_steps", "timesteps", "sigmas")
+
+
 def first_given(*layers: Mapping[str, Any]) -> dict[str, Any]:
     """What each parameter is: the first layer that gives it (not None) wins.
 
-    A layer that gives a number of steps sets the timesteps of the later ones aside, which would overrule it.
+    A layer that says which steps there are sets the timesteps and sigmas of the later ones aside, which would overrule
+    it.
     """
     merged: dict[str, Any] = {}
     for layer in layers:
         new = {name: value for name, value in layer.items() if value is not None and name not in merged}
-        if "num_inference_steps" in merged:
-            new.pop("timesteps", None)
+        if not merged.keys().isdisjoint(STEPS):
+            new = {name: value for name, value in new.items() if name not in STEPS[1:]}
         merged |= new
     return merged
 

@@ -100,8 +100,10 @@ class Pipeline:
         width: int | None = None,
         num_frames: int | None = None,
         frame_rate: float | None = None,
+        motion_speed: float | None = None,
         num_inference_steps: int | None = None,
         timesteps: Sequence[float] | None = None,
+        sigmas: Sequence[float] | None = None,
         guidance_scale: float | Sequence[float] | None = None,
         guidance_rescale: float | Sequence[float] | None = None,
         guidance_sigmas: Sequence[float] | None = None,
@@ -109,9 +111,17 @@ class Pipeline:
         stg_scale: float | Sequence[float] | None = None,
         stg_mode: str | None = None,
         stg_blocks: Sequence[int] | Sequence[Sequence[int]] | None = None,
+        spatio_temporal_guidance_blocks: Sequence[int] | None = None,
+        modality_scale: float | Sequence[float] | None = None,
+        audio_guidance_scale: float | Sequence[float] | None = None,
+        audio_guidance_rescale: float | Sequence[float] | None = None,
+        audio_stg_scale: float | Sequence[float] | None = None,
+        audio_modality_scale: float | Sequence[float] | None = None,
+        use_cross_timestep: bool | None = None,
         num_videos_per_prompt: int | None = None,
         seed: int | Sequence[int] | None = None,
         image: ImageInput | Sequence[ImageInput] | None = None,
+        image_crf: int | None = None,
         conditions: Condition | Sequence[Condition] | None = None,
         video: VideoInput | None = None,
         strength: float | None = None,
@@ -119,6 +129,8 @@ class Pipeline:
         image_cond_noise_scale: float | None = None,
         denoise_strength: float | None = None,
         latents: npt.NDArray[Any] | None = None,
+        audio_latents: npt.NDArray[Any] | None = None,
+        noise_scale: float | None = None,
         prompt_embeds: npt.NDArray[Any] | None = None,
         prompt_attention_mask: npt.NDArray[Any] | None = None,
         negative_prompt_embeds: npt.NDArray[Any] | None = None,
@@ -155,6 +167,11 @@ class Pipeline:
         takes them, where the bundle's own does not. `strength` is how much of a `video` CogVideoX makes anew,
         `use_dynamic_cfg` its guidance that grows along the steps. Each family refuses the parameters that it does not
         have, and says why.
+
+        LTX-2 makes sound too, the result's `audio`. Scales that begin with `audio_` are the sound's (0 means the
+        video's, as in diffusers); `modality_scale` guides away from a pass in which video and sound know nothing of
+        each other; `spatio_temporal_guidance_blocks` are its `stg_blocks`. `sigmas` are its steps, and `noise_scale` is
+        the share of noise that `latents` and `audio_latents` begin with. The callback's latents are a pair.
 
         `memory_limit` (bytes, or "8GiB") is what the whole run may add to the process: libraries, networks, activations
         and frames. To meet it, networks of other stages are dropped before one is loaded, then passes of guidance run
@@ -245,9 +262,13 @@ class Pipeline:
         name = self._family.choose(self.bundle.manifest.pipeline, given, asked=pipeline)
         spec = self._family.pipelines[name]
         settings = self._family.settings(name, values)
-        second = SecondStage.resolve(second_stage, settings.pop("second_stage", None))
+        stages = [second_stage, settings.pop("second_stage", None)]
+        run: Any = spec.run
+        if any(stage is not None for stage in stages):
+            two = _existing(self._family.two_stage, "second_stage")
+            second = SecondStage.resolve(*stages, defaults=two.defaults, refinement=two.refinement)
+            run = partial(two.run, spec, second)
         request = spec.request.resolve(asked, settings, spec.model_defaults(self._models.host), spec.defaults)
-        run = spec.run if second is None else partial(_existing(self._family.two_stage, "second_stage"), spec, second)
         return request, partial(run, self._models, request, callback=callback)
 
     def _upscaling(self, asked: dict[str, Any]) -> tuple[UpscaleRequest, Make]:

@@ -114,7 +114,9 @@ def make_host(transformer: LTX2VideoTransformer3DModel, **changes: Any) -> dict[
         "rope": rope_host(transformer),
         "scheduler": dict(FlowMatchEulerDiscreteScheduler(**SCHEDULER).config),
         "audio_scheduler": None,
-        "image_crf": 33,
+        "widest_activations": dict.fromkeys(
+            ("text_encoder", "vae_encoder", "vae_decoder", "audio_vae_decoder", "vocoder"), 1.0
+        ),
         **changes,
     }
 
@@ -198,6 +200,13 @@ def make_pipeline(pipeline: Any, transformer: LTX2VideoTransformer3DModel, **sch
     return made
 
 
+# Of the small ones, of which some graphs lack some.
+INPUTS = (
+    "timestep", "audio_timestep", "cross_timestep", "audio_cross_timestep", "sigma", "audio_sigma",
+    "perturbation_mask", "modality_mask",
+)  # fmt: skip
+
+
 class TorchSession:
     """diffusers' transformer behind the inputs and outputs of telecine's graph (`families.ltx2.transformer`).
 
@@ -206,6 +215,7 @@ class TorchSession:
 
     def __init__(self, transformer: LTX2VideoTransformer3DModel) -> None:
         self._transformer, self._bound = transformer, {}
+        self.inputs = frozenset(INPUTS)
 
     def bind(self, name: str, buffer: np.ndarray) -> None:
         assert buffer.flags.c_contiguous

@@ -62,6 +62,35 @@ void check_errors(const Given& given) {
     refused("there is no file /no/file.mp4", [](Request& r) { r.video = "/no/file.mp4"; });
     refused("strength for a ltx-video model", [](Request& r) { r.strength = 0.5; });
     refused("use_dynamic_cfg for a ltx-video model", [](Request& r) { r.use_dynamic_cfg = true; });
+    refused("motion_speed for a ltx-video model", [](Request& r) { r.motion_speed = 0.5; });
+    refused("sigmas for a ltx-video model", [](Request& r) { r.sigmas = std::vector<double>{1.0}; });
+    refused("spatio_temporal_guidance_blocks for a ltx-video model", [](Request& r) { r.spatio_temporal_guidance_blocks = std::vector<int>{1}; });
+    refused("modality_scale for a ltx-video model", [](Request& r) { r.modality_scale = 3.0; });
+    refused("audio_guidance_scale for a ltx-video model", [](Request& r) { r.audio_guidance_scale = 7.0; });
+    refused("audio_guidance_rescale for a ltx-video model", [](Request& r) { r.audio_guidance_rescale = 0.5; });
+    refused("audio_stg_scale for a ltx-video model", [](Request& r) { r.audio_stg_scale = 1.0; });
+    refused("audio_modality_scale for a ltx-video model", [](Request& r) { r.audio_modality_scale = 3.0; });
+    refused("use_cross_timestep for a ltx-video model", [](Request& r) { r.use_cross_timestep = false; });
+    refused("image_crf for a ltx-video model", [](Request& r) { r.image_crf = 0; });
+    refused("noise_scale for a ltx-video model", [](Request& r) { r.noise_scale = 0.5; });
+    refused("audio_latents for a ltx-video model", [](Request& r) {
+        static const float latent = 0;
+        r.audio_latents = ArrayView(&latent, {1, 1, 1, 1});
+    });
+    refused("second_stage has sigmas, noise_scale, spatio_temporal_guidance_blocks, modality_scale, audio_guidance_scale, "
+            "audio_guidance_rescale, audio_stg_scale, audio_modality_scale",
+            [](Request& r) {
+                SecondStage stage;
+                stage.sigmas = std::vector<double>{0.9};
+                stage.noise_scale = 0.9;
+                stage.spatio_temporal_guidance_blocks = std::vector<int>{1};
+                stage.modality_scale = 3.0;
+                stage.audio_guidance_scale = 7.0;
+                stage.audio_guidance_rescale = 0.5;
+                stage.audio_stg_scale = 1.0;
+                stage.audio_modality_scale = 3.0;
+                r.second_stage = stage;
+            });
     refused("a view of no memory", [](Request& r) { r.image = ArrayView(static_cast<float*>(nullptr), {64, 64, 3}); });
     refused("strides for some", [&](Request& r) { r.image = ArrayView(&value, {1, 1, 3}, {0}); });
     refused("shape (1, 1, 1)", [&](Request& r) { r.image = ArrayView(&value, {1, 1, 1}); });

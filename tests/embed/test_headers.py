@@ -12,8 +12,9 @@ from embed_requests import REQUESTS
 
 import telecine
 from telecine import errors
+from telecine.families import FAMILIES
 from telecine.pipeline import Pipeline
-from telecine.second_stage import DEFAULTS, REFINEMENT
+from telecine.second_stage import UPSAMPLING
 
 EMBED = Path(__file__).parents[2] / "runtime" / "embed"
 
@@ -25,7 +26,10 @@ def parameters(function: object, *without: str) -> set[str]:
 # C++'s names of what Python takes. `callback` is RunOptions'.
 PYTHONS = {
     "Request": parameters(Pipeline.generate, "callback"),
-    "SecondStage": {*DEFAULTS, *REFINEMENT},
+    "SecondStage": {
+        *UPSAMPLING,
+        *(name for family in FAMILIES.values() if family.two_stage for name in family.two_stage.refinement),
+    },
     "LoadOptions": parameters(telecine.load, "path"),
     "OnnxRuntimeOptions": {field.name for field in dataclasses.fields(telecine.OnnxRuntimeOptions)},
 }
@@ -50,8 +54,8 @@ def test_each_of_them_is_passed_on(name: str) -> None:
     assert sorted(re.findall(r"TELECINE_SET\((\w+)\)", body[1])) == sorted(PYTHONS[name])
 
 
-# Faults are provoked by them: the demo model's family has two of them not.
-PROVOKED = {"video", "strength", "use_dynamic_cfg"}
+# Faults are provoked by them: the demo model's family has none of them but `video`.
+PROVOKED = {"video", *FAMILIES["ltx-video"].refuses}
 
 
 def test_the_tests_set_them_all() -> None:
@@ -59,7 +63,8 @@ def test_the_tests_set_them_all() -> None:
     faults = (Path(__file__).parent / "faults.cpp").read_text()
     assert all(f"r.{name} = " in faults for name in PROVOKED)
     stages = [request.get("second_stage", {}) for request in REQUESTS.values()]
-    assert {name for stage in stages for name in stage} == PYTHONS["SecondStage"]
+    set_in_stages = set(re.findall(r"stage\.(\w+) = ", faults))
+    assert {name for stage in stages for name in stage} == PYTHONS["SecondStage"] - set_in_stages
 
 
 def test_every_error_has_its_exception() -> None:

@@ -79,7 +79,8 @@ struct ToPython {
         return py::module_::import("telecine")
             .attr("Condition")(py::arg("image") = of(condition.image), py::arg("video") = of(condition.video),
                                py::arg("frame_index") = condition.frame_index,
-                               py::arg("strength") = condition.strength);
+                               py::arg("strength") = condition.strength, py::arg("index") = of(condition.index),
+                               py::arg("crf") = of(condition.crf));
     }
 
     static py::object of(const SecondStage& stage);
@@ -135,6 +136,8 @@ inline py::dict parameters(const SecondStage& from) {
     TELECINE_SET(denoise_strength);
     TELECINE_SET(num_inference_steps);
     TELECINE_SET(timesteps);
+    TELECINE_SET(sigmas);
+    TELECINE_SET(noise_scale);
     TELECINE_SET(guidance_scale);
     TELECINE_SET(guidance_rescale);
     TELECINE_SET(guidance_sigmas);
@@ -143,6 +146,12 @@ inline py::dict parameters(const SecondStage& from) {
     TELECINE_SET(stg_mode);
     TELECINE_SET(stg_blocks);
     TELECINE_SET(image_cond_noise_scale);
+    TELECINE_SET(spatio_temporal_guidance_blocks);
+    TELECINE_SET(modality_scale);
+    TELECINE_SET(audio_guidance_scale);
+    TELECINE_SET(audio_guidance_rescale);
+    TELECINE_SET(audio_stg_scale);
+    TELECINE_SET(audio_modality_scale);
     return all.given();
 }
 
@@ -159,10 +168,12 @@ inline py::dict parameters(const Request& from) {
     TELECINE_SET(width);
     TELECINE_SET(num_frames);
     TELECINE_SET(frame_rate);
+    TELECINE_SET(motion_speed);
     TELECINE_SET(num_videos_per_prompt);
     TELECINE_SET(seed);
     TELECINE_SET(num_inference_steps);
     TELECINE_SET(timesteps);
+    TELECINE_SET(sigmas);
     TELECINE_SET(guidance_scale);
     TELECINE_SET(guidance_rescale);
     TELECINE_SET(guidance_sigmas);
@@ -170,8 +181,16 @@ inline py::dict parameters(const Request& from) {
     TELECINE_SET(stg_scale);
     TELECINE_SET(stg_mode);
     TELECINE_SET(stg_blocks);
+    TELECINE_SET(spatio_temporal_guidance_blocks);
+    TELECINE_SET(modality_scale);
+    TELECINE_SET(audio_guidance_scale);
+    TELECINE_SET(audio_guidance_rescale);
+    TELECINE_SET(audio_stg_scale);
+    TELECINE_SET(audio_modality_scale);
+    TELECINE_SET(use_cross_timestep);
     TELECINE_SET(second_stage);
     TELECINE_SET(image);
+    TELECINE_SET(image_crf);
     TELECINE_SET(conditions);
     TELECINE_SET(video);
     TELECINE_SET(strength);
@@ -179,6 +198,8 @@ inline py::dict parameters(const Request& from) {
     TELECINE_SET(image_cond_noise_scale);
     TELECINE_SET(latents);
     TELECINE_SET(denoise_strength);
+    TELECINE_SET(audio_latents);
+    TELECINE_SET(noise_scale);
     TELECINE_SET(decode_timestep);
     TELECINE_SET(decode_noise_scale);
     TELECINE_SET(output_type);

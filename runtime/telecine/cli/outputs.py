@@ -23,6 +23,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 RUNTIME_PARAMETERS = (
     "backend", "device", "engines", "cuda_graphs", "providers", "threads", "memory_arena", "memory_pattern",
 )  # fmt: skip
+LISTS = ("timesteps", "sigmas", "spatio_temporal_guidance_blocks")  # settings of a second stage, whatever their length
 CUDA_GRAPHS: Mapping[str, Any] = {"auto": "auto", "on": True, "off": False}
 
 
@@ -127,7 +128,7 @@ def settings(context: click.Context, parameter: click.Parameter, items: Sequence
         except ValueError as error:
             raise click.BadParameter(f"{item!r} is not like denoise_strength=0.4 or timesteps=909,725") from error
         name = name.replace("-", "_")
-        values[name] = parsed if name == "timesteps" or len(parsed) > 1 else parsed[0]
+        values[name] = parsed if name in LISTS or len(parsed) > 1 else parsed[0]
     return values or None
 
 

@@ -168,6 +168,17 @@ class TwoStage(Protocol):
     ) -> Output: ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TwoStageSpec:
+    """How a family makes a video in two stages: `defaults` of `SecondStage`'s settings, and `refinement`, the
+    parameters of `generate` that the second denoising may have of its own.
+    """
+
+    run: TwoStage
+    defaults: Mapping[str, Any]
+    refinement: Sequence[str]
+
+
 class AxisRangesOf(Protocol):
     """Ranges of a component's axes by symbol for a workload, once for each size at which a run uses it."""
 
@@ -208,7 +219,7 @@ class Family:
     vae_tile: str | None = None
     keyframes: int | None = None
     upscaler: UpscalerSpec | None = None
-    two_stage: TwoStage | None = None
+    two_stage: TwoStageSpec | None = None
     refuses: Mapping[str, str] = field(default_factory=dict)
 
     def choose(self, recorded: str, given: Collection[str], *, asked: str | None = None) -> str:

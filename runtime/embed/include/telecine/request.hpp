@@ -46,6 +46,8 @@ struct Condition {
     std::optional<Picture> video;
     int frame_index = 0;
     double strength = 1.0;
+    std::optional<int> index = std::nullopt;  // LTX-2: of a latent frame, in place of frame_index; below 0 from the end
+    std::optional<int> crf = std::nullopt;    // LTX-2: how an image is compressed first
 };
 
 // Bytes, or a text such as "8GiB".
@@ -70,6 +72,8 @@ struct SecondStage {
     std::optional<double> denoise_strength;
     std::optional<int> num_inference_steps;
     std::optional<std::vector<double>> timesteps;
+    std::optional<std::vector<double>> sigmas;  // LTX-2, as all below that LTX-Video has not
+    std::optional<double> noise_scale;
     std::optional<OneOrMany<double>> guidance_scale;
     std::optional<OneOrMany<double>> guidance_rescale;
     std::optional<std::vector<double>> guidance_sigmas;
@@ -78,6 +82,12 @@ struct SecondStage {
     std::optional<std::string> stg_mode;
     std::optional<OneOrMany<std::vector<int>>> stg_blocks;
     std::optional<double> image_cond_noise_scale;
+    std::optional<std::vector<int>> spatio_temporal_guidance_blocks;
+    std::optional<OneOrMany<double>> modality_scale;
+    std::optional<OneOrMany<double>> audio_guidance_scale;
+    std::optional<OneOrMany<double>> audio_guidance_rescale;
+    std::optional<OneOrMany<double>> audio_stg_scale;
+    std::optional<OneOrMany<double>> audio_modality_scale;
 };
 
 // A request. What is not set comes from `preset`, then from the diffusers pipeline that the bundle stands for: the
@@ -97,12 +107,14 @@ struct Request {
     std::optional<int> width;       // a multiple of 32
     std::optional<int> num_frames;  // 8k + 1
     std::optional<double> frame_rate;
+    std::optional<double> motion_speed;  // LTX-2: below 1 is slow motion
     std::optional<int> num_videos_per_prompt;
     std::optional<OneOrMany<std::int64_t>> seed;  // one, or one a video
 
     // The denoising.
     std::optional<int> num_inference_steps;
     std::optional<std::vector<double>> timesteps;
+    std::optional<std::vector<double>> sigmas;  // LTX-2
     std::optional<OneOrMany<double>> guidance_scale;  // lists: one a step, or one a sigma below
     std::optional<OneOrMany<double>> guidance_rescale;
     std::optional<std::vector<double>> guidance_sigmas;
@@ -111,16 +123,26 @@ struct Request {
     std::optional<OneOrMany<double>> stg_scale;
     std::optional<std::string> stg_mode;
     std::optional<OneOrMany<std::vector<int>>> stg_blocks;
+    std::optional<std::vector<int>> spatio_temporal_guidance_blocks;  // LTX-2, as what follows
+    std::optional<OneOrMany<double>> modality_scale;
+    std::optional<OneOrMany<double>> audio_guidance_scale;  // of the sound; 0 is the video's
+    std::optional<OneOrMany<double>> audio_guidance_rescale;
+    std::optional<OneOrMany<double>> audio_stg_scale;
+    std::optional<OneOrMany<double>> audio_modality_scale;
+    std::optional<bool> use_cross_timestep;
     std::optional<SecondStage> second_stage;
 
     // What it begins from.
     std::optional<OneOrMany<Picture>> image;  // the first frame: one, or one a video
+    std::optional<int> image_crf;             // LTX-2: how an image is compressed first
     std::optional<std::vector<Condition>> conditions;
     std::optional<Picture> video;    // CogVideoX: what is made anew
     std::optional<double> strength;  // and how much of it
     std::optional<double> image_cond_noise_scale;
     std::optional<ArrayView> latents;  // (B, T, C), or (B, C, F, H, W) with a denoise_strength
     std::optional<double> denoise_strength;
+    std::optional<ArrayView> audio_latents;  // LTX-2: (B, C, S, M)
+    std::optional<double> noise_scale;       // and the share of noise that both latents begin with
 
     // The decoding, and what comes out.
     std::optional<OneOrMany<double>> decode_timestep;  // one, or one a video

@@ -12,6 +12,7 @@ from telecine.families.base import Family, PipelineSpec
 from telecine.families.cogvideox import image_to_video, text_to_video, video_to_video, workloads
 from telecine.families.cogvideox.host import Host
 from telecine.families.cogvideox.names import NAMING
+from telecine.families.silent import SILENT
 
 # `__call__`'s own of the three pipelines, but for what is said below.
 DEFAULTS: dict[str, Any] = {
@@ -80,5 +81,7 @@ COGVIDEOX = Family(
         "decode_noise_scale": "Its decoder takes none.",
         "tile_frames": _NO_TIME_TILES,
         "tile_frame_stride": _NO_TIME_TILES,
+        "sigmas": "Its schedulers step by the number of steps: use num_inference_steps.",
+        **SILENT,
     },
 )

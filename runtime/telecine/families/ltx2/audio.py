@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.float32]
+# Frames a second between which the sound is as long as engines take; the slowest is diffusers' default.
+FASTEST, SLOWEST = 60.0, 24.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

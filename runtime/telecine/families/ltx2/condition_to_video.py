@@ -23,9 +23,7 @@ def run(models: Models, request: Request, *, stage: Stage, callback: Callback | 
         BackendError: Pillow or PyAV is needed and missing.
         Cancelled: the callback stopped the run.
     """
-    given = [] if request.conditions is None else request.conditions
-    conditions = given if isinstance(given, Sequence) else [given]
-    generation = Generation.prepare(models, request, conditions=conditions)
+    generation = Generation.prepare(models, request, conditions=conditions_of(request))
     texts = generation.embed_prompts(stage)
     with stage("encode"):
         placed = [_placed(generation, item) for item in generation.items]
@@ -36,6 +34,12 @@ def run(models: Models, request: Request, *, stage: Stage, callback: Callback | 
     noise_scale = generation.request.share_of_noise(conditioned=True)
     start, held = from_conditions(generation.draw, firsts, keyframes, generation.given, noise_scale)
     return generation.output(generation.denoise(start, held, texts, stage=stage, callback=callback), stage)
+
+
+def conditions_of(request: Request) -> Sequence[Condition]:
+    """A request's conditions, which may be one, or none."""
+    given = [] if request.conditions is None else request.conditions
+    return given if isinstance(given, Sequence) else [given]
 
 
 def _placed(generation: Generation, item: Item) -> Placed:

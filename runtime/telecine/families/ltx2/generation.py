@@ -14,6 +14,7 @@ from telecine.denoise import Callback, HostSteps, denoise
 from telecine.errors import EngineError, RequestError
 from telecine.families.base import Models, Output, Stage
 from telecine.families.ltx2 import conditions as conditions_module
+from telecine.families.ltx2.audio import SLOWEST
 from telecine.families.ltx2.conditions import Item
 from telecine.families.ltx2.finish import clip, for_decoder
 from telecine.families.ltx2.guidance import StepGuidance, request_guidance
@@ -24,7 +25,7 @@ from telecine.families.ltx2.positions import rope_inputs
 from telecine.families.ltx2.prompts import texts
 from telecine.families.ltx2.request import LTX2Request
 from telecine.families.ltx2.sampler import AudioVideoSampler, Held
-from telecine.families.ltx2.schedule import schedule_of
+from telecine.families.ltx2.schedule import schedule_of, static
 from telecine.families.ltx2.sound import decode_sound
 from telecine.families.ltx2.start import Draw, Given
 from telecine.families.ltx2.transformer import BoundTransformer
@@ -83,7 +84,7 @@ class Generation:
         _check_text_length(request, host)
         schedule, audio_schedule = (
             schedule_of(
-                config,
+                config if request.shift_sigmas else static(config),
                 size.tokens,
                 num_inference_steps=request.num_inference_steps,
                 sigmas=request.sigmas,
@@ -176,9 +177,7 @@ class Generation:
         return Output(frames=frames, audio=audio, sample_rate=self.host.audio_grid.sample_rate, seeds=self.seeds)
 
 
-def _size(
-    request: LTX2Request, host: Host, latent: LatentShape, items: Sequence[Item], *, image: bool
-) -> Size:
+def _size(request: LTX2Request, host: Host, latent: LatentShape, items: Sequence[Item], *, image: bool) -> Size:
     lengths = [host.grid.latent_frames(item.pixels.shape[2]) for item in items]
     behind = [length for length, item in zip(lengths, items, strict=True) if item.index]
     return Size(
@@ -206,8 +205,8 @@ def _check_engine(models: Models, request: LTX2Request, video: VideoShape, size:
             f"{workload} at {request.frame_rate:g} frames a second has "
             + ", ".join(f"{sizes[symbol]} {symbol}" for symbol in beyond),
             expected=f"at most {', '.join(f'{limits[symbol]} {symbol}' for symbol in beyond)}, by the engine",
-            fix=f"Run: telecine build BUNDLE --workload {workload} (beside those that are there), or use "
-            "backend='onnxruntime'.",
+            fix=f"Run: telecine build BUNDLE --workload {workload} (beside those that are there; for sound at "
+            f"{SLOWEST:g} frames a second or more), or use backend='onnxruntime'.",
         )
 
 

@@ -28,10 +28,9 @@ class Host:
     """Ratios, statistics, schedules, positions and connectors of one model.
 
     `audio_mean` and `audio_std` (C * M,) are of packed latents. `text_channels` are those of the text encoder's output.
-    `perturbed_attention` says whether spatio-temporal guidance acts. `image_crf`: how images were compressed in
-    training. `encoder` and `decoder`: what running the halves of the video's VAE takes; `text_widest`,
-    `audio_widest` and `vocoder_widest`: values of the largest activation of a token of text, of a latent of the sound
-    along time, and of a frame of its spectrogram.
+    `perturbed_attention` says whether spatio-temporal guidance acts. `encoder` and `decoder`: what running the halves
+    of the video's VAE takes; `text_widest`, `audio_widest` and `vocoder_widest`: values of the largest activation for a
+    token of text, for a latent of the sound along time, and for a frame of its spectrogram.
     """
 
     grid: Grid
@@ -50,7 +49,6 @@ class Host:
     rope: Rope
     scheduler: FlowMatchEulerConfig
     audio_scheduler: FlowMatchEulerConfig
-    image_crf: int
     encoder: Footprint
     decoder: Footprint
     text_widest: float
@@ -85,7 +83,6 @@ class Host:
                 rope=_rope(host["rope"]),
                 scheduler=scheduler,
                 audio_scheduler=scheduler if of_audio is None else FlowMatchEulerConfig.from_dict(of_audio),
-                image_crf=host["image_crf"],
                 encoder=Footprint.encoder(widest["vae_encoder"]),
                 decoder=Footprint.decoder(widest["vae_decoder"]),
                 text_widest=widest["text_encoder"],

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
-from telecine.condition import is_list_of_images
+from telecine.condition import ImageInput, is_list_of_images
 from telecine.denoise import Callback
 from telecine.errors import RequestError
 from telecine.families.base import Models, Output, Stage
@@ -38,7 +40,7 @@ def run(models: Models, request: Request, *, stage: Stage, callback: Callback | 
             fix="Leave one out, or pass conditions=[Condition(image=...)] with latents and a noise_scale.",
         )
     generation = Generation.prepare(models, request, image=request.image is not None)
-    pixels = None if request.image is None else _pixels(generation)
+    pixels = None if request.image is None else _pixels(generation, request.image)
     texts = generation.embed_prompts(stage)
     first = None
     if pixels is not None:
@@ -49,7 +51,7 @@ def run(models: Models, request: Request, *, stage: Stage, callback: Callback | 
     return generation.output(generation.denoise(start, held, texts, stage=stage, callback=callback), stage)
 
 
-def _pixels(generation: Generation) -> Array:
+def _pixels(generation: Generation, given: ImageInput | Sequence[ImageInput]) -> Array:
     """(N, 3, 1, height, width) pixels in [-1, 1] of the request's images: one for all, one a prompt or one a video.
 
     Raises:
@@ -57,8 +59,7 @@ def _pixels(generation: Generation) -> Array:
         BackendError: Pillow or PyAV is needed and missing.
     """
     request, video = generation.request, generation.video
-    crf = generation.host.image_crf if request.image_crf is None else request.image_crf
-    images = request.image if is_list_of_images(request.image) else [request.image]
+    images = given if is_list_of_images(given) else [given]
     counts = sorted({1, request.prompts, request.videos})
     if len(images) not in counts:
         raise RequestError(
@@ -66,7 +67,7 @@ def _pixels(generation: Generation) -> Array:
             expected=f"{' or '.join(map(str, counts))}: one for all, one a prompt, or one a video",
             fix="For several images in one video, pass conditions=[Condition(image=..., index=...), ...].",
         )
-    return np.concatenate([first_frame(image, video.height, video.width, crf) for image in images])
+    return np.concatenate([first_frame(image, video.height, video.width, request.image_crf) for image in images])
 
 
 def _first_latents(generation: Generation, pixels: Array) -> Array:

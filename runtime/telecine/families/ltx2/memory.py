@@ -62,7 +62,6 @@ class RunMemory:
             RequestError: a limit that cannot be met, or tiles that cannot be.
             EngineError: an engine takes no such tiles, or there is none.
         """
-        options = request.tiling_options()
         host_bytes = _host_bytes(request, host, size, passes)
         text = _text(models, request, host, passes, host_bytes)
         rows = request.videos * (size.tokens + size.audio_latents)
@@ -108,8 +107,7 @@ def _sound(models: Models, request: LTX2Request, host: Host, size: Size, host_by
         "vocoder": latents * host.audio_grid.temporal * host.vocoder_widest,
     }
     return tuple(
-        _need(models, component, math.ceil(values * FLOAT * COPIES), host_bytes)
-        for component, values in widest.items()
+        _need(models, component, math.ceil(values * FLOAT * COPIES), host_bytes) for component, values in widest.items()
     )
 
 

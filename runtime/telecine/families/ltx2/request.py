@@ -69,7 +69,8 @@ class LTX2Request(Request):
     """One call of `generate` for LTX-2, with diffusers' names.
 
     `motion_speed` below 1 is slow motion: the transformer is told of more frames a second. `noise_scale` is the share
-    of noise that given latents begin with. Of the sound's scales, 0 means the video's, as in diffusers.
+    of noise that given latents begin with. Of the sound's scales, 0 means the video's, as in diffusers. `shift_sigmas`
+    is no parameter of `generate`: a second stage takes its sigmas as they are, whatever the model's scheduler does.
     """
 
     sigmas: Sequence[float] | None = None
@@ -84,6 +85,7 @@ class LTX2Request(Request):
     audio_latents: npt.NDArray[Any] | None = None
     use_cross_timestep: bool = True
     image_crf: int | None = None
+    shift_sigmas: bool = True
 
     # Not super(): a dataclass with slots is made anew, and its methods' own class is the old one.
     def _check_numbers(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,11 @@ from telecine.schedulers.flow_match_euler import (
 # Source: diffusers `DISTILLED_SIGMA_VALUES` and `STAGE_2_DISTILLED_SIGMA_VALUES`.
 DISTILLED_SIGMAS = (1.0, 0.99375, 0.9875, 0.98125, 0.975, 0.909375, 0.725, 0.421875)
 SECOND_STAGE_SIGMAS = (0.909375, 0.725, 0.421875)
+
+
+def static(config: FlowMatchEulerConfig) -> FlowMatchEulerConfig:
+    """The same scheduler, but that sigmas stay as they are: what diffusers' documentation refines latents with."""
+    return replace(config, use_dynamic_shifting=False, shift_terminal=None)
 
 
 def schedule_of(

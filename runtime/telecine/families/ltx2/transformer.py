@@ -15,6 +15,7 @@ Its graph (N rows, which may be of several passes; T video tokens, S of the soun
 | `modality_mask` | (N,) | 0 where video and sound do not attend to each other |
 | `rope_...` | | `telecine.families.ltx2.positions` |
 
+A graph has the inputs that its model reads: no `sigma` up to 2.0, no `perturbation_mask` without perturbed attention.
 Its outputs are `velocity` (N, T, C) and `audio_velocity` (N, S, C'). diffusers' `use_cross_timestep` is what the two
 cross timesteps are: each other's `sigma` with it (2.3), the modality's own `timestep` without (2.0). There is no text
 mask: the one that diffusers' connectors give it is of ones.
@@ -90,8 +91,10 @@ class BoundTransformer:
         return clean(self._velocity, latents, told)
 
     def _tell(self, inputs: dict[str, Array]) -> None:
-        """Put values into the buffers that are bound for them."""
+        """Put values into the buffers that are bound for them, of those that the graph reads."""
         for name, values in inputs.items():
+            if name not in self._session.inputs:
+                continue
             if name not in self._inputs:
                 self._inputs[name] = np.empty_like(values)
                 self._session.bind(name, self._inputs[name])

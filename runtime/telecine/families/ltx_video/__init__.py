@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from telecine.families.base import Family, PipelineSpec, UpscalerSpec
+from telecine.families.base import Family, PipelineSpec, TwoStageSpec, UpscalerSpec
 from telecine.families.ltx_video import conditions, image_to_video, text_to_video, two_stage, upscale, workloads
 from telecine.families.ltx_video.host import Host
 from telecine.families.ltx_video.names import NAMING
+from telecine.families.silent import SILENT
 
 # `__call__`'s own of the three pipelines, but for what is said below.
 DEFAULTS: dict[str, Any] = {
@@ -55,7 +56,7 @@ LTX_VIDEO = Family(
             "output_type": "np",
         },
     ),
-    two_stage=two_stage.run,
+    two_stage=TwoStageSpec(run=two_stage.run, defaults=two_stage.DEFAULTS, refinement=two_stage.REFINEMENT),
     grid=lambda host: Host.parse(host).grid,
     axis_ranges=workloads.axis_ranges,
     vae_tile=workloads.VAE_TILE,
@@ -63,5 +64,7 @@ LTX_VIDEO = Family(
     refuses={
         "strength": "Pass conditions=[Condition(video=..., strength=...)], or denoise_strength with latents.",
         "use_dynamic_cfg": "Pass guidance_scale as a list, one a step.",
+        "sigmas": "Pass timesteps, 1000 times sigmas.",
+        **SILENT,
     },
 )

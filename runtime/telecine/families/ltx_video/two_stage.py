@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Mapping
+from typing import Any
 
 from telecine.checks import check
 from telecine.denoise import Callback
@@ -23,6 +25,20 @@ from telecine.second_stage import SecondStage
 from telecine.shapes import VideoShape
 
 logger = logging.getLogger(__name__)
+
+# Parameters of generate that the second denoising may have of its own; those that it is not given are the first's.
+REFINEMENT = (
+    "denoise_strength", "num_inference_steps", "timesteps", "guidance_scale", "guidance_rescale", "guidance_sigmas",
+    "cfg_star", "stg_scale", "stg_mode", "stg_blocks", "image_cond_noise_scale",
+)  # fmt: skip
+# LTX-Video 0.9.7 dev's.
+DEFAULTS: Mapping[str, Any] = {
+    "downscale_factor": 2 / 3,
+    "adain_factor": 0.0,
+    "tone_map_compression_ratio": 0.0,
+    "denoise_strength": 0.4,
+    "num_inference_steps": 10,
+}
 
 
 def run(

@@ -9,8 +9,8 @@ from operator import or_
 from typing import Any
 
 from telecine.families.ltx_video.host import Host
+from telecine.families.ltx_video.two_stage import DEFAULTS
 from telecine.families.stages import Sizes
-from telecine.second_stage import DEFAULTS
 from telecine.workload import AxisRange, AxisRanges, Workload
 
 # Of LTXPipeline and of LTXConditionPipeline. Texts may be shorter: LTXConditionPipeline encodes them without pads.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -109,8 +110,10 @@ INPUTS = (
     Input("width", "TYPE_INT64", _ONE, _scalar),
     Input("num_frames", "TYPE_INT64", _ONE, _scalar),
     Input("frame_rate", "TYPE_FP64", _ONE, _scalar),
+    Input("motion_speed", "TYPE_FP64", _ONE, _scalar),
     Input("num_inference_steps", "TYPE_INT64", _ONE, _scalar),
     Input("timesteps", "TYPE_FP64", _FREE, _list),
+    Input("sigmas", "TYPE_FP64", _FREE, _list),
     Input("guidance_scale", "TYPE_FP64", _FREE, _scalar_or_list),
     Input("guidance_rescale", "TYPE_FP64", _FREE, _scalar_or_list),
     Input("guidance_sigmas", "TYPE_FP64", _FREE, _list),
@@ -118,9 +121,17 @@ INPUTS = (
     Input("stg_scale", "TYPE_FP64", _FREE, _scalar_or_list),
     Input("stg_mode", "TYPE_STRING", _ONE, _text),
     Input("stg_blocks", "TYPE_STRING", _ONE, _json),
+    Input("spatio_temporal_guidance_blocks", "TYPE_INT64", _FREE, _list),
+    Input("modality_scale", "TYPE_FP64", _FREE, _scalar_or_list),
+    Input("audio_guidance_scale", "TYPE_FP64", _FREE, _scalar_or_list),
+    Input("audio_guidance_rescale", "TYPE_FP64", _FREE, _scalar_or_list),
+    Input("audio_stg_scale", "TYPE_FP64", _FREE, _scalar_or_list),
+    Input("audio_modality_scale", "TYPE_FP64", _FREE, _scalar_or_list),
+    Input("use_cross_timestep", "TYPE_BOOL", _ONE, _scalar),
     Input("num_videos_per_prompt", "TYPE_INT64", _ONE, _scalar),
     Input("seed", "TYPE_INT64", _FREE, _scalar_or_list),
     Input("image", "TYPE_UINT8", (-1, -1, -1, 3), _image_or_images),
+    Input("image_crf", "TYPE_INT64", _ONE, _scalar),
     Input("conditions", "TYPE_STRING", _ONE, _json),
     Input("condition_frames", "TYPE_UINT8", (-1, -1, -1, 3), _array),
     Input("video", "TYPE_UINT8", (-1, -1, -1, 3), _array),
@@ -130,6 +141,8 @@ INPUTS = (
     Input("denoise_strength", "TYPE_FP64", _ONE, _scalar),
     Input("latents", "TYPE_FP32", _FREE, _array),
     Input("latents_shape", "TYPE_INT64", _FREE, _list),
+    Input("audio_latents", "TYPE_FP32", (-1, -1, -1, -1), _array),
+    Input("noise_scale", "TYPE_FP64", _ONE, _scalar),
     Input("prompt_embeds", "TYPE_FP32", (-1, -1, -1), _array),
     Input("prompt_attention_mask", "TYPE_FP32", (-1, -1), _array),
     Input("negative_prompt_embeds", "TYPE_FP32", (-1, -1, -1), _array),
@@ -177,11 +190,11 @@ def _conditions(described: Any, frames: Array) -> list[Condition]:
 
 
 def _condition(described: Mapping[str, Any], frames: Array) -> Condition:
-    unknown = set(described) - {"image", "video", "frame_index", "strength"}
+    unknown = set(described) - {field.name for field in dataclasses.fields(Condition)}
     if unknown:
         raise RequestError(
             f"a condition with {', '.join(sorted(unknown))}",
-            expected="image or video, frame_index, strength",
+            expected="image or video, frame_index, strength; for LTX-2 index and crf",
             fix=f"Use {_EXAMPLES['conditions']}",
         )
     fields = dict(described)

@@ -17,6 +17,7 @@ from telecine.families.ltx2.host import Host
 from telecine.families.ltx2.prompts import texts
 from telecine.families.ltx2.request import DEFAULTS, LTX2Request
 from telecine.families.ltx2.text import Connectors, packing, tokenize
+from telecine.prompt_cache import PromptCache
 from telecine.tokenizer import Tokenizer
 
 WORDS = ["a", "fox", "sings", "over", "the", "snow", "▁"]
@@ -175,7 +176,7 @@ def test_prompts_become_what_diffusers_attends_to(
 ) -> None:
     connectors = make_connectors(REGISTERS)
     sessions: Any = {"text_encoder": TextEncoder(connectors), "connectors": ConnectorsGraph(connectors)}
-    models: Any = SimpleNamespace(tokenizer=tokenizer, session=sessions.__getitem__)
+    models: Any = SimpleNamespace(tokenizer=tokenizer, session=sessions.__getitem__, prompts=PromptCache(1 << 20))
     told = make_host(make_transformer())
     told["connectors"] |= {"registers": REGISTERS}
     given: dict[str, Any] = {"prompt": PROMPTS[:2], "max_sequence_length": 12}
