@@ -256,7 +256,7 @@ def export_component(
     home = folder / name
     home.mkdir()
     graphs: dict[str, Graph] = {}
-    with PeakMemory() as memory, Joined(source.checkpoint(specs[0].checkpoint)) as checkpoint:
+    with PeakMemory() as memory, Joined(source.checkpoint(specs[0].checkpoint, specs[0].also)) as checkpoint:
         with WeightsWriter(home / "weights.bin", checkpoint, progress=progress.wrote) as weights:
             for spec in specs:
                 activations = (amax or {}).get(spec.role, {})

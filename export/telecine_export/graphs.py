@@ -19,7 +19,7 @@ class GraphSpec:
     (`8*latent_frames-7`). `untied` lists (input, axis, name) triples that are traced equal to another axis and then
     set free: the graph broadcasts over them. `rename` maps a parameter of the module to the checkpoint's name. `states`
     are outputs beside `output`, by name. `checkpoint` is the source's component that has the weights, None for a graph
-    without any. `fused` says whether projections are joined (`fused_qkv`).
+    without any; `also` is another that has the rest of them. `fused` says whether projections are joined (`fused_qkv`).
     """
 
     component: str
@@ -30,6 +30,7 @@ class GraphSpec:
     output: str
     output_shape: tuple[str | int, ...]
     checkpoint: str | None
+    also: str | None = None
     rename: Callable[[str], str] = lambda name: name
     untied: tuple[tuple[str, int, str], ...] = field(default=())
     states: Mapping[str, tuple[str | int, ...]] = field(default_factory=dict)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from telecine.errors import SourceError
+from telecine.families.ltx2.gemma import gemma_names
 from telecine.families.ltx_video.names import transformer_name
 from telecine.json_files import read_json
 from telecine.lora import Lora, split_scale
@@ -16,6 +17,8 @@ from telecine.safetensors_files import weight_files
 from telecine_export import hub
 from telecine_export.checkpoints.checkpoint import Checkpoint, NoTensors
 from telecine_export.checkpoints.lora import FusedLoras
+from telecine_export.checkpoints.renamed import Renamed
+from telecine_export.checkpoints.together import Together
 from telecine_export.components import CONFIG_FILE, SCHEDULER_FILE, Component, FileComponent, FolderComponent, open_file
 from telecine_export.families.ltx_video.releases import check_widths, holds, recognise, release_of
 
@@ -40,11 +43,15 @@ class Source:
         """The component's configuration as the checkpoint ships it, or as its tensors tell it."""
         return self.component(component).config()
 
-    def checkpoint(self, component: str | None) -> Checkpoint:
-        """The component's tensors, by diffusers' names; None has none."""
+    def checkpoint(self, component: str | None, also: str | None = None) -> Checkpoint:
+        """The component's tensors, by diffusers' names, and those of another beside them; None has none."""
         if component is None:
             return NoTensors()
+        if also is not None:
+            return Together([self.checkpoint(component), self.checkpoint(also)])
         checkpoint = self.component(component).checkpoint()
+        if component == "text_encoder" and (names := gemma_names(checkpoint.names())):
+            return Renamed(checkpoint, names)
         if component == "transformer" and self.loras:
             return FusedLoras(checkpoint, self.loras, transformer_name)
         return checkpoint

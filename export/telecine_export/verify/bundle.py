@@ -228,7 +228,7 @@ def _check_model(bundle: Bundle, source: Source, family: Family) -> None:
             continue  # an older bundle
         bundle.component(name)
         for spec in specs:
-            with Joined(source.checkpoint(spec.checkpoint)) as checkpoint:  # the bundle may be of --fuse-qkv
+            with Joined(source.checkpoint(spec.checkpoint, spec.also)) as checkpoint:  # it may be of --fuse-qkv
                 _check_graph(bundle, spec, checkpoint)
 
 
