@@ -288,7 +288,7 @@ def _export(source: Path, destination: Path) -> None:
 
 def export_with_upscaler(source: Path, destination: Path, upscaler: Path, exported: Path) -> None:
     """`telecine export --upscaler`, but what the bundle `exported` has is copied from there: tracing takes a while."""
-    from telecine_export.families.ltx_video.upscaler import with_upscaler
+    from telecine_export.families.upscaler import with_upscaler
     from telecine_export.source import open_source
 
     _export_but(with_upscaler(open_source(str(source)), str(upscaler)), destination, exported)

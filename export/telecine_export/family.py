@@ -9,9 +9,11 @@ from typing import Any
 from telecine.errors import SourceError
 from telecine_export.families.cogvideox import networks as cogvideox
 from telecine_export.families.cogvideox import precision as cogvideox_precision
+from telecine_export.families.ltx2 import networks as ltx2
+from telecine_export.families.ltx2 import precision as ltx2_precision
 from telecine_export.families.ltx_video import networks as ltx_video
 from telecine_export.families.ltx_video import precision as ltx_video_precision
-from telecine_export.families.ltx_video.upscaler import UPSCALER_CLASS
+from telecine_export.families.upscaler import UPSCALERS
 from telecine_export.graphs import GraphSpec
 from telecine_export.precision.policy import Policy
 from telecine_export.precision.trial import Trial
@@ -54,6 +56,16 @@ COGVIDEOX = Family(
     trial=cogvideox_precision.TRIAL,
 )
 
+LTX2 = Family(
+    name="ltx-2",
+    graphs=ltx2.graphs,
+    host=ltx2.host,
+    variant=ltx2.variant,
+    presets=ltx2.presets,
+    policies=ltx2_precision.POLICIES,
+    trial=ltx2_precision.TRIAL,
+)
+
 FAMILIES: Mapping[str, Family] = {
     "LTXPipeline": LTX_VIDEO,
     "LTXImageToVideoPipeline": LTX_VIDEO,
@@ -61,6 +73,9 @@ FAMILIES: Mapping[str, Family] = {
     "CogVideoXPipeline": COGVIDEOX,
     "CogVideoXImageToVideoPipeline": COGVIDEOX,
     "CogVideoXVideoToVideoPipeline": COGVIDEOX,
+    "LTX2Pipeline": LTX2,
+    "LTX2ImageToVideoPipeline": LTX2,
+    "LTX2ConditionPipeline": LTX2,
 }
 
 
@@ -69,9 +84,9 @@ def family_of(source: Source) -> Family:
     Raises:
         SourceError: the pipeline class is of no family that telecine exports.
     """
-    if source.pipeline_class == UPSCALER_CLASS:
+    if source.pipeline_class in {pipeline for pipeline, _ in UPSCALERS.values()}:
         raise SourceError(
-            f"{source.root} is a {UPSCALER_CLASS}: an upscaler and its VAE, without transformer and text encoder",
+            f"{source.root} is a {source.pipeline_class}: an upscaler and its VAE, without transformer and text encoder",
             expected="the model that it upscales the latents of",
             fix=f"Run: telecine export MODEL BUNDLE --upscaler {source.root}",
         )
@@ -79,6 +94,6 @@ def family_of(source: Source) -> Family:
         raise SourceError(
             f"{source.root} is a {source.pipeline_class}",
             expected=f"one of {', '.join(FAMILIES)}",
-            fix="telecine exports LTX-Video and CogVideoX, so far.",
+            fix="telecine exports LTX-Video, CogVideoX and LTX-2, so far.",
         )
     return FAMILIES[source.pipeline_class]

@@ -22,7 +22,10 @@ from telecine.errors import SourceError
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 HUB_FILE = re.compile(r"([\w-][\w.-]*/[\w.-]+)/([\w./-]+\.(?:safetensors|gguf))")
-COMPONENT_FOLDERS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler", "latent_upsampler")
+COMPONENT_FOLDERS = (
+    "transformer", "vae", "text_encoder", "tokenizer", "scheduler", "latent_upsampler",
+    "connectors", "audio_vae", "vocoder", "audio_scheduler",
+)  # fmt: skip
 LARGE_SUFFIXES = ("safetensors", "model", "txt")
 # A component that is a repository of its own; a pipeline's repository has no such files beside its single-file models.
 ROOT_FILES = (

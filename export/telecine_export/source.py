@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from telecine.errors import SourceError
+from telecine.families import FAMILIES
 from telecine.families.ltx2.gemma import gemma_names
-from telecine.families.ltx_video.names import transformer_name
 from telecine.json_files import read_json
 from telecine.lora import Lora, split_scale
 from telecine.safetensors_files import weight_files
@@ -23,6 +23,7 @@ from telecine_export.components import CONFIG_FILE, SCHEDULER_FILE, Component, F
 from telecine_export.families.ltx_video.releases import check_widths, holds, recognise, release_of
 
 NETWORKS = ("text_encoder", "transformer", "vae")
+FURTHER = ("connectors", "audio_vae", "vocoder")  # of models that have them
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
 
 
@@ -53,13 +54,18 @@ class Source:
         if component == "text_encoder" and (names := gemma_names(checkpoint.names())):
             return Renamed(checkpoint, names)
         if component == "transformer" and self.loras:
-            return FusedLoras(checkpoint, self.loras, transformer_name)
+            return FusedLoras(checkpoint, self.loras, self._lora_name)
         return checkpoint
 
     def component(self, name: str) -> Component:
         """Where a component comes from."""
-        config_file = SCHEDULER_FILE if name == "scheduler" else CONFIG_FILE
+        config_file = SCHEDULER_FILE if name.endswith("scheduler") else CONFIG_FILE
         return self.components.get(name) or FolderComponent(self.root / name, config_file)
+
+    def _lora_name(self, name: str) -> str:
+        """diffusers' name of a layer that a LoRA file names."""
+        own = (family for family in FAMILIES.values() if self.pipeline_class in family.pipelines)
+        return next(own, FAMILIES["ltx-video"]).naming.rename(name)
 
     @property
     def tokenizer(self) -> Path:
@@ -73,8 +79,9 @@ class Source:
             SourceError: a file is missing or damaged.
         """
         lines = []
+        further = [name for name in FURTHER if self.component(name).origin.exists()]
         added = ("latent_upsampler",) if "latent_upsampler" in self.components else ()
-        for name in (*NETWORKS, *added):
+        for name in (*NETWORKS, *further, *added):
             component = self.component(name)
             with component.checkpoint() as checkpoint:
                 lines.append(f"{name}: {component.origin} ({checkpoint.formats()})")

@@ -27,7 +27,7 @@ def precision_bundle(
     def export_all(folder: Path) -> None:
         """Of one trace, which takes most of the time."""
         from telecine_export.export import export_bundle
-        from telecine_export.families.ltx_video.upscaler import with_upscaler
+        from telecine_export.families.upscaler import with_upscaler
         from telecine_export.precision.typed import Traces
         from telecine_export.source import open_source
 

@@ -34,7 +34,7 @@ def source_options(command: F) -> F:
 
 def _open(source: str, *, upscaler: str | None, **parts: Any) -> Any:
     """The source of `source_options`."""
-    from telecine_export.families.ltx_video.upscaler import with_upscaler
+    from telecine_export.families.upscaler import with_upscaler
     from telecine_export.source import open_source
 
     opened = open_source(source, **parts)

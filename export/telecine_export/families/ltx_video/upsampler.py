@@ -10,7 +10,7 @@ from diffusers.pipelines.ltx.modeling_latent_upsampler import LTXLatentUpsampler
 from torch import Tensor, nn
 
 from telecine.errors import SourceError
-from telecine_export.families.ltx_video.upscaler import LATENT_UPSAMPLER
+from telecine_export.families.upscaler import LATENT_UPSAMPLER
 from telecine_export.graphs import GraphSpec
 
 Config = Mapping[str, Any]

@@ -24,7 +24,7 @@ from telecine_export.components import FolderComponent
 from telecine_export.export import Progress, export_component
 from telecine_export.families.ltx_video import upsampler as ltx_upsampler
 from telecine_export.families.ltx_video.networks import graphs, host, presets
-from telecine_export.families.ltx_video.upscaler import with_upscaler
+from telecine_export.families.upscaler import with_upscaler
 from telecine_export.family import family_of
 from telecine_export.source import Source, open_source
 from telecine_export.verify import verify_bundle

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -14,7 +15,17 @@ from telecine_export.checkpoints.safetensors_files import SafetensorsCheckpoint
 from telecine_export.components import CONFIG_FILE, Component, FileComponent, FolderComponent
 from telecine_export.source import Source, open_source
 
-UPSCALER_CLASS = "LTXLatentUpsamplePipeline"
+# diffusers' pipelines of upscalers, and their models, by the pipelines whose latents they make larger.
+UPSCALERS: Mapping[str, tuple[str, str]] = {
+    **dict.fromkeys(
+        ("LTXPipeline", "LTXImageToVideoPipeline", "LTXConditionPipeline"),
+        ("LTXLatentUpsamplePipeline", "LTXLatentUpsamplerModel"),
+    ),
+    **dict.fromkeys(
+        ("LTX2Pipeline", "LTX2ImageToVideoPipeline", "LTX2ConditionPipeline"),
+        ("LTX2LatentUpsamplePipeline", "LTX2LatentUpsamplerModel"),
+    ),
+}
 LATENT_UPSAMPLER = "latent_upsampler"
 STATISTICS = ("latents_mean", "latents_std")
 # bfloat16 keeps 8 bits: the same statistics may differ by this much, of two VAEs by far more.
@@ -25,8 +36,15 @@ def with_upscaler(source: Source, upscaler: str) -> Source:
     """The source with a latent upsampler: a pipeline folder, a component folder, a hub id or an original single file.
 
     Raises:
-        SourceError: no upscaler there, or one whose VAE has other latents than the source's.
+        SourceError: no upscaler there, one of another family, or one whose VAE has other latents than the source's.
     """
+    if source.pipeline_class not in UPSCALERS:
+        raise SourceError(
+            f"an upscaler for a {source.pipeline_class}",
+            expected=f"none, or a model that there are upscalers for: {', '.join(UPSCALERS)}",
+            fix="Leave --upscaler out.",
+        )
+    pipeline_class, model_class = UPSCALERS[source.pipeline_class]
     path = Path(os.path.expanduser(upscaler))
     part: Component
     if path.is_file():
@@ -35,16 +53,23 @@ def with_upscaler(source: Source, upscaler: str) -> Source:
         part = FolderComponent(path)
     else:
         pipeline = open_source(upscaler)
-        if pipeline.pipeline_class != UPSCALER_CLASS:
+        if pipeline.pipeline_class != pipeline_class:
             raise SourceError(
                 f"{upscaler} is a {pipeline.pipeline_class}",
-                expected=f"a {UPSCALER_CLASS}, its latent_upsampler folder, or an original upscaler's .safetensors",
+                expected=f"a {pipeline_class}, its latent_upsampler folder, or an original upscaler's .safetensors",
                 fix="Give the model as SOURCE and its upscaler to --upscaler.",
             )
         part = pipeline.component(LATENT_UPSAMPLER)
         if (pipeline.root / "vae").is_dir():  # some are published without one
             _check_statistics(source, pipeline)
-    if "mid_channels" not in part.config():
+    config = part.config()
+    if config.get("_class_name", model_class) != model_class:
+        raise SourceError(
+            f"{upscaler} has a {config['_class_name']}",
+            expected=f"a {model_class}, for a {source.pipeline_class}",
+            fix="Take the upscaler that was made for this model.",
+        )
+    if "mid_channels" not in config:
         raise SourceError(
             f"{upscaler} has a configuration without mid_channels",
             expected="a latent upsampler's",

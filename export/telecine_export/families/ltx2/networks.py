@@ -1,0 +1,165 @@
+"""LTX-2.0 and 2.3: their graphs, and the configuration that their host math needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLLTX2Audio
+
+from telecine.families.ltx2.schedule import DISTILLED_SIGMAS
+from telecine.schedulers.flow_match_euler import FlowMatchEulerConfig
+from telecine_export.families.cogvideox.networks import complete
+from telecine_export.families.ltx2 import connectors, gemma, sound, transformer, upsampler, vae
+from telecine_export.families.weightless import uint8_frames
+from telecine_export.graphs import GraphSpec
+from telecine_export.source import Source
+
+Config = Mapping[str, Any]
+
+AUDIO_SCHEDULER = "audio_scheduler"
+
+
+def graphs(source: Source) -> list[GraphSpec]:
+    """The graphs of a pipeline: text, transformer, both VAEs, vocoder, an upsampler where one is given, host math.
+
+    Raises:
+        SourceError: a configuration that the graph contracts do not cover.
+    """
+    specs = [
+        gemma.spec(source),
+        connectors.spec(source),
+        transformer.spec(source),
+        vae.encoder_spec(source),
+        vae.decoder_spec(source),
+        sound.audio_vae_decoder_spec(source),
+        sound.vocoder_spec(source),
+    ]
+    if upsampler.COMPONENT in source.components:
+        specs.append(upsampler.spec(source))
+    return [*specs, uint8_frames()]
+
+
+def host(source: Source) -> dict[str, Any]:
+    """What the NumPy side needs: ratios, statistics, schedules, and RoPE frequencies as torch computed them.
+
+    Raises:
+        BundleError: a scheduler that the runtime does not have.
+    """
+    config, of_connectors = transformer.transformer_config(source), gemma.connectors_config(source)
+    of_video, of_sound = vae.host(source), sound.host(source)
+    schedulers = {"scheduler": source.config("scheduler"), AUDIO_SCHEDULER: _audio_scheduler(source)}
+    for scheduler in filter(None, schedulers.values()):
+        FlowMatchEulerConfig.from_dict(scheduler)
+    stacked = of_connectors["caption_channels"] * of_connectors["text_proj_in_factor"]
+    widest = {**of_video["widest_activations"], **of_sound["widest_activations"], "text_encoder": stacked}
+    factors = upsampler.host(source) if upsampler.COMPONENT in source.components else None
+    return {
+        **of_video,
+        **of_sound,
+        "widest_activations": widest,
+        "text_channels": sum(gemma.feature_widths(of_connectors)),
+        "connectors": connectors.host(of_connectors),
+        "transformer_blocks": config["num_layers"],
+        "perturbed_attention": config["perturbed_attn"],
+        "rope": rope(config),
+        **schedulers,
+        **({"upsampler": factors} if factors else {}),
+    }
+
+
+def _audio_scheduler(source: Source) -> dict[str, Any] | None:
+    """The sound's own scheduler, which `LTX2ConditionPipeline` may have."""
+    if not source.component(AUDIO_SCHEDULER).origin.exists():
+        return None
+    return source.config(AUDIO_SCHEDULER)
+
+
+def rope(config: Config) -> dict[str, Any]:
+    """What the host tells tokens their places by."""
+    width, audio_width = transformer.widths(config)
+    double = config["rope_double_precision"]
+    return {
+        "scale_factors": list(config["vae_scale_factors"]),
+        "extent": [config["pos_embed_max_pos"], config["base_height"], config["base_width"]],
+        "causal_offset": config["causal_offset"],
+        "audio_scale_factor": config["audio_scale_factor"],
+        "audio_sampling_rate": config["audio_sampling_rate"],
+        "audio_hop_length": config["audio_hop_length"],
+        "audio_extent": config["audio_pos_embed_max_pos"],
+        "frequencies": rope_frequencies(config, width, 3, double=double),
+        "audio_frequencies": rope_frequencies(config, audio_width, 1, double=double),
+        "cross_frequencies": rope_frequencies(config, config["audio_cross_attention_dim"], 1, double=double),
+    }
+
+
+def rope_frequencies(config: Config, width: int, axes: int, *, double: bool) -> list[float]:
+    """LTX2AudioVideoRotaryPosEmbed.forward's own expression, so that the last bit is torch's and not NumPy's."""
+    steps = torch.linspace(0.0, 1.0, width // (2 * axes), dtype=torch.float64 if double else torch.float32)
+    powers = torch.pow(config["rope_theta"], steps)
+    frequencies: list[float] = (powers * torch.pi / 2.0).to(torch.float32).tolist()
+    return frequencies
+
+
+def variant(source: Source) -> str:
+    """The release with this architecture: 2.0 or 2.3, told from the configuration and never from a file name."""
+    return "2.3" if transformer.transformer_config(source)["perturbed_attn"] else "2.0"
+
+
+# diffusers' documentation and `DEFAULT_NEGATIVE_PROMPT`; Lightricks' constants.
+NEGATIVE_PROMPT = (
+    "blurry, out of focus, overexposed, underexposed, low contrast, washed out colors, excessive noise, grainy texture, "
+    "poor lighting, flickering, motion blur, distorted proportions, unnatural skin tones, deformed facial features, "
+    "asymmetrical face, missing facial features, extra limbs, disfigured hands, wrong hand count, artifacts around "
+    "text, inconsistent perspective, camera shake, incorrect depth of field, background too sharp, background clutter, "
+    "distracting reflections, harsh shadows, inconsistent lighting direction, color banding, cartoonish rendering, 3D "
+    "CGI look, unrealistic materials, uncanny valley effect, incorrect ethnicity, wrong gender, exaggerated "
+    "expressions, wrong gaze direction, mismatched lip sync, silent or muted audio, distorted voice, robotic voice, "
+    "echo, background noise, off-sync audio, incorrect dialogue, added dialogue, repetitive speech, jittery movement, "
+    "awkward pauses, incorrect timing, unnatural transitions, inconsistent framing, tilted camera, flat lighting, "
+    "inconsistent tone, cinematic oversaturation, stylized filters, or AI artifacts."
+)
+_SIZE: Mapping[str, Any] = {"width": 768, "height": 512, "num_frames": 121, "frame_rate": 24.0}
+_GUIDED: Mapping[str, Any] = {
+    "negative_prompt": NEGATIVE_PROMPT, "guidance_scale": 3.0, "stg_scale": 1.0, "modality_scale": 3.0,
+    "guidance_rescale": 0.7, "audio_guidance_scale": 7.0, "audio_stg_scale": 1.0, "audio_modality_scale": 3.0,
+    "audio_guidance_rescale": 0.7,
+}  # fmt: skip
+RECOMMENDED: Mapping[str, Mapping[str, Any]] = {
+    # Blocks of 2.0 have no perturbed attention, and each modality's own timestep.
+    "2.0": {**_SIZE, **_GUIDED, "num_inference_steps": 40, "stg_scale": 0.0, "audio_stg_scale": 0.0,
+            "use_cross_timestep": False},
+    "2.3": {**_SIZE, **_GUIDED, "num_inference_steps": 30, "spatio_temporal_guidance_blocks": [28]},
+}  # fmt: skip
+DISTILLED: Mapping[str, Any] = {
+    **_SIZE, "sigmas": list(DISTILLED_SIGMAS), "guidance_scale": 1.0, "stg_scale": 0.0, "modality_scale": 1.0,
+    "guidance_rescale": 0.0, "audio_guidance_scale": 1.0, "audio_stg_scale": 0.0, "audio_modality_scale": 1.0,
+    "audio_guidance_rescale": 0.0,
+}  # fmt: skip
+TWO_STAGE_SIZE: Mapping[str, Any] = {"width": 1536, "height": 1024}
+
+
+def presets(source: Source) -> dict[str, dict[str, Any]]:
+    """Named settings of `generate`: what diffusers' documentation recommends.
+
+    Distilled models are published with a static scheduler: "recommended" is "distilled" there. Blocks of "recommended"
+    are those of the published models: one with fewer has none.
+    """
+    release = variant(source)
+    config = transformer.transformer_config(source)
+    own = {} if release == "2.3" else {"use_cross_timestep": False}
+    guided, distilled = dict(RECOMMENDED[release]), {**DISTILLED, **own}
+    if max(guided.get("spatio_temporal_guidance_blocks", [0])) >= config["num_layers"]:
+        guided |= {"stg_scale": 0.0, "audio_stg_scale": 0.0}
+        del guided["spatio_temporal_guidance_blocks"]
+    static = not source.config("scheduler").get("use_dynamic_shifting", False)
+    named = {"recommended": distilled if static else guided, "distilled": distilled}
+    if upsampler.COMPONENT in source.components and upsampler.doubles_sides(source):
+        named["two-stage"] = {**named["recommended"], **TWO_STAGE_SIZE, "second_stage": {}}
+        named["two-stage-distilled"] = {**distilled, **TWO_STAGE_SIZE, "second_stage": {}}
+    return {name: dict(values) for name, values in named.items()}
+
+
+def audio_vae_config(source: Source) -> dict[str, Any]:
+    return complete(AutoencoderKLLTX2Audio, source.config("audio_vae"))
