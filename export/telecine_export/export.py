@@ -135,7 +135,7 @@ class BundleWriter:
         self._source, self._folder, self._traces, self._progress = source, folder, traces, progress
         self._specs = {name: list(group) for name, group in groupby(specs, key=lambda spec: spec.component)}
         tokenizer = folder / "tokenizer" / "tokenizer.json"
-        save_tokenizer_json(source.tokenizer, tokenizer)
+        save_tokenizer_json(source.tokenizer, tokenizer, family.tokenizer)
         host, presets = family.host(source), family.presets(source)
         for spec in specs:
             source.checkpoint(spec.checkpoint).close()

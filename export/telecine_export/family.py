@@ -18,6 +18,7 @@ from telecine_export.graphs import GraphSpec
 from telecine_export.precision.policy import Policy
 from telecine_export.precision.trial import Trial
 from telecine_export.source import Source
+from telecine_export.tokenizer import T5, TokenizerKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +26,7 @@ class Family:
     """What export needs to know of a family; each function reads a source's configurations.
 
     `policies` are by component: what of it stays in higher precision. `trial` is what precision is tried on.
+    `tokenizer` is its text encoder's.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Family:
     presets: Callable[[Source], dict[str, dict[str, Any]]]
     policies: Mapping[str, Policy]
     trial: Trial
+    tokenizer: TokenizerKind = T5
 
 
 LTX_VIDEO = Family(

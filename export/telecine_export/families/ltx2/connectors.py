@@ -68,12 +68,12 @@ def _rms_norm(norm: nn.RMSNorm, states: Tensor) -> Tensor:
 
 def patch_connectors(model: nn.Module) -> None:
     """Change what of LTX2TextConnectors does not trace well, on its instances; weights and their names stay."""
-    module: Any
-    for module in model.modules():
-        if isinstance(module, LTX2Attention):
-            module.processor = ConnectorAttention()
-        elif isinstance(module, nn.RMSNorm) and module.weight is None:
-            module.forward = partial(_rms_norm, module)
+    attentions: list[Any] = [each for each in model.modules() if isinstance(each, LTX2Attention)]
+    for attention in attentions:
+        attention.processor = ConnectorAttention()
+    norms: list[Any] = [each for each in model.modules() if isinstance(each, nn.RMSNorm) and each.weight is None]
+    for norm in norms:
+        norm.forward = partial(_rms_norm, norm)
 
 
 class ConnectorsGraph(nn.Module):

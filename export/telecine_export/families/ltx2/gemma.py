@@ -152,11 +152,10 @@ def _rms_norm(norm: Gemma3RMSNorm, states: Tensor) -> Tensor:
 
 def patch_gemma(model: Any) -> None:
     """Change what of Gemma3TextModel does not trace well, on its instances; weights and their names stay."""
-    module: Any
     model.embed_tokens.forward = partial(_embed, model.embed_tokens)
-    for module in model.modules():
-        if isinstance(module, Gemma3RMSNorm):
-            module.forward = partial(_rms_norm, module)
+    norms: list[Any] = [each for each in model.modules() if isinstance(each, Gemma3RMSNorm)]
+    for norm in norms:
+        norm.forward = partial(_rms_norm, norm)
 
 
 def spec(source: Source) -> GraphSpec:
