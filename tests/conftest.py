@@ -207,6 +207,33 @@ def _export_style(source: Path, destination: Path, first: Path) -> None:
 
 
 @pytest.fixture(scope="session")
+def ltx2_sources(shared: Callable[..., Path]) -> Callable[[str], tuple[Path, Path]]:
+    """`ltx2_sources("2.3")`: a tiny LTX-2 checkpoint in the style of a release, and an upscaler for it."""
+
+    def get(style: str) -> tuple[Path, Path]:
+        script = load_script("make_tiny_ltx2")
+        return (
+            shared(f"ltx2-{style}-source", lambda path: script.make_tiny_ltx2(path, style=style)),
+            shared(f"ltx2-{style}-upscaler", lambda path: script.make_tiny_ltx2_upscaler(path, style=style)),
+        )
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def ltx2(
+    shared: Callable[..., Path], ltx2_sources: Callable[[str], tuple[Path, Path]]
+) -> Callable[[str], tuple[Path, Path, Path]]:
+    """`ltx2("2.3")`: as `ltx2_sources`, and the bundle of both. Read only."""
+
+    def get(style: str) -> tuple[Path, Path, Path]:
+        source, upscaler = ltx2_sources(style)
+        return source, upscaler, shared(f"ltx2-{style}-bundle", lambda path: _export(source, path, upscaler))
+
+    return get
+
+
+@pytest.fixture(scope="session")
 def demo_source() -> Path:
     """The repository's own trained checkpoint: fp16, a decoder of 0.9.5's kind, dynamic shift, an upsampler beside."""
     return ROOT / "scripts" / "demo_model" / "checkpoint"
@@ -278,12 +305,14 @@ def kept_edited_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[...
     return lambda bundle, **changes: edit_bundle(bundle, tmp_path_factory.mktemp("bundles") / "edited", **changes)
 
 
-def _export(source: Path, destination: Path) -> None:
+def _export(source: Path, destination: Path, upscaler: Path | None = None) -> None:
     # Imported here: tests of the runtime run where torch is not installed.
     from telecine_export.export import export_bundle
+    from telecine_export.families.upscaler import with_upscaler
     from telecine_export.source import open_source
 
-    export_bundle(open_source(str(source)), destination)
+    opened = open_source(str(source))
+    export_bundle(opened if upscaler is None else with_upscaler(opened, str(upscaler)), destination)
 
 
 def export_with_upscaler(source: Path, destination: Path, upscaler: Path, exported: Path) -> None:

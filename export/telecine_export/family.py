@@ -18,7 +18,7 @@ from telecine_export.graphs import GraphSpec
 from telecine_export.precision.policy import Policy
 from telecine_export.precision.trial import Trial
 from telecine_export.source import Source
-from telecine_export.tokenizer import T5, TokenizerKind
+from telecine_export.tokenizer import GEMMA, T5, TokenizerKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +67,7 @@ LTX2 = Family(
     presets=ltx2.presets,
     policies=ltx2_precision.POLICIES,
     trial=ltx2_precision.TRIAL,
+    tokenizer=GEMMA,
 )
 
 FAMILIES: Mapping[str, Family] = {
@@ -89,7 +90,7 @@ def family_of(source: Source) -> Family:
     """
     if source.pipeline_class in {pipeline for pipeline, _ in UPSCALERS.values()}:
         raise SourceError(
-            f"{source.root} is a {source.pipeline_class}: an upscaler and its VAE, without transformer and text encoder",
+            f"{source.root} is a {source.pipeline_class}: an upscaler and its VAE without transformer and text encoder",
             expected="the model that it upscales the latents of",
             fix=f"Run: telecine export MODEL BUNDLE --upscaler {source.root}",
         )

@@ -64,7 +64,8 @@ void check_errors(const Given& given) {
     refused("use_dynamic_cfg for a ltx-video model", [](Request& r) { r.use_dynamic_cfg = true; });
     refused("motion_speed for a ltx-video model", [](Request& r) { r.motion_speed = 0.5; });
     refused("sigmas for a ltx-video model", [](Request& r) { r.sigmas = std::vector<double>{1.0}; });
-    refused("spatio_temporal_guidance_blocks for a ltx-video model", [](Request& r) { r.spatio_temporal_guidance_blocks = std::vector<int>{1}; });
+    refused("spatio_temporal_guidance_blocks for a ltx-video model",
+            [](Request& r) { r.spatio_temporal_guidance_blocks = std::vector<int>{1}; });
     refused("modality_scale for a ltx-video model", [](Request& r) { r.modality_scale = 3.0; });
     refused("audio_guidance_scale for a ltx-video model", [](Request& r) { r.audio_guidance_scale = 7.0; });
     refused("audio_guidance_rescale for a ltx-video model", [](Request& r) { r.audio_guidance_rescale = 0.5; });
@@ -77,8 +78,8 @@ void check_errors(const Given& given) {
         static const float latent = 0;
         r.audio_latents = ArrayView(&latent, {1, 1, 1, 1});
     });
-    refused("second_stage has sigmas, noise_scale, spatio_temporal_guidance_blocks, modality_scale, audio_guidance_scale, "
-            "audio_guidance_rescale, audio_stg_scale, audio_modality_scale",
+    refused("second_stage has sigmas, noise_scale, spatio_temporal_guidance_blocks, modality_scale, "
+            "audio_guidance_scale, audio_guidance_rescale, audio_stg_scale, audio_modality_scale",
             [](Request& r) {
                 SecondStage stage;
                 stage.sigmas = std::vector<double>{0.9};

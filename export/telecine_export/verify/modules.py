@@ -18,6 +18,7 @@ from transformers import T5Config, T5EncoderModel
 
 from telecine.families.names import TIED_NAMES
 from telecine_export.components import FolderComponent
+from telecine_export.families.upscaler import LATENT_UPSAMPLER
 from telecine_export.source import Source
 from telecine_export.tokenizer import load_tokenizer
 from telecine_export.verify.checks import FP32, loading
@@ -56,7 +57,8 @@ def load_pipeline(source: Source) -> Any:
         SourceError: diffusers cannot load it.
     """
     kind = getattr(diffusers, source.pipeline_class)
-    if not source.components and all(_loads(source, component) for component in PIPELINE_MODULES):
+    own = set(source.components) <= {LATENT_UPSAMPLER}  # of which the pipeline knows nothing
+    if own and all(_loads(source, component) for component in PIPELINE_MODULES):
         with loading(str(source.root)):
             return kind.from_pretrained(source.root, **FP32)
     return kind(

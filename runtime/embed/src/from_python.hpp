@@ -50,7 +50,9 @@ inline std::map<std::string, double> timings_from(py::handle timings) {
 inline Video video_from(py::handle result) {
     return {array_from(result.attr("frames")), array_from(result.attr("latents")),
             result.attr("frame_rate").cast<double>(), integers_from(result.attr("seeds")),
-            timings_from(result.attr("timings"))};
+            timings_from(result.attr("timings")), array_from(result.attr("audio")),
+            result.attr("sample_rate").is_none() ? 0 : result.attr("sample_rate").cast<int>(),
+            array_from(result.attr("audio_latents"))};
 }
 
 }  // namespace telecine

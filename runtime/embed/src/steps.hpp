@@ -37,7 +37,10 @@ class Steps {
     }
 
     // As `telecine.Pipeline.generate` calls it: the latents to go on with, or False.
-    py::object operator()(int step, int steps, double sigma, py::array latents) {
+    // Models that make sound give a pair, of which the host is shown the video's.
+    py::object operator()(int step, int steps, double sigma, py::object given) {
+        const bool pair = py::isinstance<py::tuple>(given);
+        const py::object latents = pair ? py::object(py::tuple(given)[0]) : given;
         auto values = py::array_t<float, py::array::c_style | py::array::forcecast>::ensure(latents);
         if (!values) throw py::error_already_set();
         if (!values.writeable()) values = py::array_t<float>(values.request());
@@ -50,6 +53,7 @@ class Steps {
             stop = !show(Progress{step, steps, sigma, data, shape}, when) || should_stop(when);
         }
         if (stop) return py::bool_(false);
+        if (pair) return py::make_tuple(std::move(values), py::tuple(given)[1]);
         return std::move(values);
     }
 

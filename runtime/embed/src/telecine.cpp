@@ -58,7 +58,7 @@ auto run(std::shared_ptr<PipelineCore> core, const char* method, const Request& 
     try {
         return in_python([&] {
             py::dict arguments = parameters(request);
-            arguments["callback"] = py::cpp_function([steps](int step, int count, double sigma, py::array latents) {
+            arguments["callback"] = py::cpp_function([steps](int step, int count, double sigma, py::object latents) {
                 return (*steps)(step, count, sigma, std::move(latents));
             });
             return convert(core->pipe().attr(method)(**arguments));

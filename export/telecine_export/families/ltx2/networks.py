@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKLLTX2Audio
+from diffusers.pipelines.ltx2.utils import DEFAULT_NEGATIVE_PROMPT
 
 from telecine.families.ltx2.schedule import DISTILLED_SIGMAS
 from telecine.schedulers.flow_match_euler import FlowMatchEulerConfig
@@ -107,22 +108,10 @@ def variant(source: Source) -> str:
     return "2.3" if transformer.transformer_config(source)["perturbed_attn"] else "2.0"
 
 
-# diffusers' documentation and `DEFAULT_NEGATIVE_PROMPT`; Lightricks' constants.
-NEGATIVE_PROMPT = (
-    "blurry, out of focus, overexposed, underexposed, low contrast, washed out colors, excessive noise, grainy texture, "
-    "poor lighting, flickering, motion blur, distorted proportions, unnatural skin tones, deformed facial features, "
-    "asymmetrical face, missing facial features, extra limbs, disfigured hands, wrong hand count, artifacts around "
-    "text, inconsistent perspective, camera shake, incorrect depth of field, background too sharp, background clutter, "
-    "distracting reflections, harsh shadows, inconsistent lighting direction, color banding, cartoonish rendering, 3D "
-    "CGI look, unrealistic materials, uncanny valley effect, incorrect ethnicity, wrong gender, exaggerated "
-    "expressions, wrong gaze direction, mismatched lip sync, silent or muted audio, distorted voice, robotic voice, "
-    "echo, background noise, off-sync audio, incorrect dialogue, added dialogue, repetitive speech, jittery movement, "
-    "awkward pauses, incorrect timing, unnatural transitions, inconsistent framing, tilted camera, flat lighting, "
-    "inconsistent tone, cinematic oversaturation, stylized filters, or AI artifacts."
-)
+# What diffusers' documentation recommends, which are Lightricks' constants.
 _SIZE: Mapping[str, Any] = {"width": 768, "height": 512, "num_frames": 121, "frame_rate": 24.0}
 _GUIDED: Mapping[str, Any] = {
-    "negative_prompt": NEGATIVE_PROMPT, "guidance_scale": 3.0, "stg_scale": 1.0, "modality_scale": 3.0,
+    "negative_prompt": DEFAULT_NEGATIVE_PROMPT, "guidance_scale": 3.0, "stg_scale": 1.0, "modality_scale": 3.0,
     "guidance_rescale": 0.7, "audio_guidance_scale": 7.0, "audio_stg_scale": 1.0, "audio_modality_scale": 3.0,
     "audio_guidance_rescale": 0.7,
 }  # fmt: skip

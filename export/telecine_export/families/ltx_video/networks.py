@@ -17,8 +17,8 @@ from telecine.errors import SourceError
 from telecine_export.families.ltx_video.patches import patch_ltx_noise, patch_ltx_transformer, patch_ltx_vae
 from telecine_export.families.ltx_video.upsampler import host as upsampler_host
 from telecine_export.families.ltx_video.upsampler import latent_upsampler, recipes
-from telecine_export.families.upscaler import LATENT_UPSAMPLER
 from telecine_export.families.t5 import text_encoder
+from telecine_export.families.upscaler import LATENT_UPSAMPLER
 from telecine_export.families.weightless import decoder_latents, denoise_step, uint8_frames
 from telecine_export.graphs import GraphSpec
 from telecine_export.source import Source

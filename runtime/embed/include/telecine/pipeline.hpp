@@ -16,7 +16,7 @@
 
 namespace telecine {
 
-// A step that is done, as the callback sees it.
+// A step that is done, as the callback sees it: of a model that makes sound, the video's latents.
 struct Progress {
     int step;  // from 0
     int steps;
@@ -53,6 +53,9 @@ struct Video {
     double frame_rate = 0;
     std::vector<std::int64_t> seeds;        // what to ask for to get the same video again
     std::map<std::string, double> timings;  // seconds by stage
+    Array audio;                            // (B, channels, samples) float32 in [-1, 1], of models that make sound
+    int sample_rate = 0;                    // samples a second of it
+    Array audio_latents;                    // beside latents
 };
 
 class PipelineCore;

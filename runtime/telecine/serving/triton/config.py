@@ -16,7 +16,8 @@ from telecine.serving.triton.inputs import INPUTS
 # The first line of every file: what `--overwrite` knows a repository of ours by.
 MARK = "# Written by telecine triton."
 # Name, type and dimensions. A response has the first three of them, or the others: `latents` in place of `frames`
-# where output_type is "latent", flat, as their number of axes differs between pipelines.
+# where output_type is "latent", flat, as their number of axes differs between pipelines. Models that make sound have
+# `audio` and `sample_rate` beside frames, and `audio_latents` beside latents.
 OUTPUTS = (
     ("step", "TYPE_INT64", (1,)),
     ("steps", "TYPE_INT64", (1,)),
@@ -24,6 +25,9 @@ OUTPUTS = (
     ("frames", "TYPE_UINT8", (-1, -1, -1, -1, 3)),
     ("latents", "TYPE_FP32", (-1,)),
     ("latents_shape", "TYPE_INT64", (-1,)),
+    ("audio", "TYPE_FP32", (-1, -1, -1)),
+    ("sample_rate", "TYPE_INT64", (1,)),
+    ("audio_latents", "TYPE_FP32", (-1, -1, -1, -1)),
     ("seeds", "TYPE_INT64", (-1,)),
     ("frame_rate", "TYPE_FP64", (1,)),
 )

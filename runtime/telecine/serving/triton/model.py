@@ -108,6 +108,8 @@ class PipelineModel:
             result = pipeline.generate(**asked, callback=step)
             assert result.latents is not None
             made = {"latents": result.latents.ravel(), "latents_shape": np.array(result.latents.shape)}
+            if result.audio_latents is not None:
+                made["audio_latents"] = result.audio_latents
             return made | _facts(result.seeds, result.frame_rate)
         with pipeline.stream(**asked, callback=step) as stream:
             frames, done = np.empty(stream.shape, np.uint8), 0
@@ -120,7 +122,10 @@ class PipelineModel:
                     )
                 frames[:, done : done + piece.shape[1]] = piece
                 done += piece.shape[1]
-            return {"frames": frames} | _facts(stream.seeds, stream.frame_rate)
+            made = {"frames": frames} | _facts(stream.seeds, stream.frame_rate)
+            if stream.audio is not None:
+                made |= {"audio": stream.audio, "sample_rate": np.array([stream.sample_rate], np.int64)}
+            return made
 
     def _stopped(self, sender: Sender) -> bool:
         return self._closing.is_set() or bool(sender.is_cancelled())
