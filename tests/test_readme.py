@@ -11,6 +11,11 @@ from pathlib import Path
 import click
 import pytest
 from diffusers import (
+    LTX2ConditionPipeline,
+    LTX2ImageToVideoPipeline,
+    LTX2LatentUpsamplePipeline,
+    LTX2Pipeline,
+    LTX2VideoTransformer3DModel,
     LTXConditionPipeline,
     LTXImageToVideoPipeline,
     LTXLatentUpsamplePipeline,
@@ -23,13 +28,22 @@ from telecine.pipeline import Pipeline
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-# By the letters of the README's table of parameters.
-CALLS = {
-    "T": LTXPipeline.__call__,
-    "I": LTXImageToVideoPipeline.__call__,
-    "C": LTXConditionPipeline.__call__,
-    "U": LTXLatentUpsamplePipeline.__call__,
-    "F": LTXVideoTransformer3DModel.forward,
+# By the letters of the README's tables of parameters, and what they begin with.
+TABLES = {
+    "| diffusers | of | telecine |": {
+        "T": LTXPipeline.__call__,
+        "I": LTXImageToVideoPipeline.__call__,
+        "C": LTXConditionPipeline.__call__,
+        "U": LTXLatentUpsamplePipeline.__call__,
+        "F": LTXVideoTransformer3DModel.forward,
+    },
+    "| LTX-2 in diffusers | of | telecine |": {
+        "T": LTX2Pipeline.__call__,
+        "I": LTX2ImageToVideoPipeline.__call__,
+        "C": LTX2ConditionPipeline.__call__,
+        "U": LTX2LatentUpsamplePipeline.__call__,
+        "F": LTX2VideoTransformer3DModel.forward,
+    },
 }
 # Options of docker and of tritonserver.
 FOREIGN = {
@@ -63,29 +77,32 @@ def options_of(command: click.Command) -> set[str]:
     return {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
 
 
-@pytest.mark.parametrize("letter", CALLS)
-def test_every_parameter_of_diffusers_has_a_row_and_no_other_has(letter: str) -> None:
-    table = rows("| diffusers | of | telecine |")
-    told = [name for names, of, _ in table if letter in of for name in re.findall(r"`(\w+)`", names)]
+@pytest.mark.parametrize(
+    ("header", "letter"), [(header, letter) for header, calls in TABLES.items() for letter in calls]
+)
+def test_every_parameter_of_diffusers_has_a_row_and_no_other_has(header: str, letter: str) -> None:
+    told = [name for names, of, _ in rows(header) if letter in of for name in re.findall(r"`(\w+)`", names)]
     assert sorted(told) == sorted(set(told)), "two rows for one"
-    assert set(told) == set(inspect.signature(CALLS[letter]).parameters) - {"self"}  # type: ignore[arg-type]
+    assert set(told) == set(inspect.signature(TABLES[header][letter]).parameters) - {"self"}  # type: ignore[arg-type]
 
 
-def test_each_row_says_what_becomes_of_it() -> None:
-    for names, of, verdict in rows("| diffusers | of | telecine |"):
+@pytest.mark.parametrize("header", TABLES)
+def test_each_row_says_what_becomes_of_it(header: str) -> None:
+    for names, of, verdict in rows(header):
         assert verdict.startswith(VERDICTS), names
-        assert set(of) <= set(CALLS), names
+        assert set(of) <= set(TABLES[header]), names
 
 
+@pytest.mark.parametrize("header", TABLES)
 @pytest.mark.parametrize(("letters", "method"), [("TIC", "generate"), ("U", "upscale")])
-def test_what_works_is_a_parameter(letters: str, method: str) -> None:
+def test_what_works_is_a_parameter(header: str, letters: str, method: str) -> None:
     """And what is not taken is none."""
     ours = set(inspect.signature(getattr(Pipeline, method)).parameters)
-    for names, of, verdict in rows("| diffusers | of | telecine |"):
+    for names, of, verdict in rows(header):
         if set(of) & set(letters):
             for name in re.findall(r"`(\w+)`", names):
                 works = verdict.startswith("work")
-                if works or name not in ("video", "frame_index", "strength"):  # those are a Condition's
+                if works or name not in ("video", "frame_index", "strength"):  # another family's, or a Condition's
                     assert (name in ours) == works, (name, of)
 
 

@@ -8,15 +8,13 @@ expands a weight. Values are the same. What diffusers keeps as buffers of the ch
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from diffusers.models.autoencoders.autoencoder_kl_ltx2 import LTX2VideoCausalConv3d
-from diffusers.pipelines.ltx2.vocoder import CausalSTFT, DownSample1d, MelSTFT, UpSample1d
 from torch import Tensor, nn
 
-from telecine_export.timesteps import FREQUENCIES, patch_timesteps
+from telecine_export.timesteps import patch_timesteps
 
 # (left, right, top, bottom, first, last) of ONNX's Pad on (B, C, F, H, W): one pixel around every frame.
 AROUND = (0, 0, 0, 1, 1, 0, 0, 0, 1, 1)
