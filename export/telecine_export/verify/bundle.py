@@ -28,9 +28,10 @@ from telecine_export.source import Source
 from telecine_export.verify.checks import Array, BundleModels, FamilyChecks, Record, quiet
 from telecine_export.verify.cogvideox import COGVIDEOX
 from telecine_export.verify.comparison import Pair, StageReport, stage_report
+from telecine_export.verify.ltx2 import LTX2
 from telecine_export.verify.ltx_video import LTX_VIDEO
 
-CHECKS: Mapping[str, FamilyChecks] = {"ltx-video": LTX_VIDEO, "cogvideox": COGVIDEOX}
+CHECKS: Mapping[str, FamilyChecks] = {"ltx-video": LTX_VIDEO, "cogvideox": COGVIDEOX, "ltx-2": LTX2}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -85,12 +85,13 @@ def compare_graph(
     cases: Sequence[Case],
     *,
     load: Callable[[], nn.Module],
-    reference: Callable[[Any, Case], Tensor],
+    reference: Callable[[Any, Case], Tensor | Sequence[Tensor]],
     widen: Callable[[Array], Array] = lambda output: output,
 ) -> list[Pair]:
     """Run a component's main graph on every case, then torch's module: only one of them is in memory at a time.
 
-    `widen` makes the graph's output what the module's is, where the contract leaves out what repeats.
+    Of a graph with several outputs `reference` gives as many, in their order, and each is a pair. `widen` makes the
+    graph's output what the module's is, where the contract leaves out what repeats.
 
     Raises:
         BackendError: the graph cannot be loaded or refuses a case.
@@ -98,23 +99,28 @@ def compare_graph(
     """
     got = []
     with open_session(bundle, component) as session:
-        (output,) = session.outputs
+        names = list(session.outputs)
         for case in cases:
             with _named(case.name):
-                got.append(widen(session.run(case.feeds)[output]))
+                made = session.run(case.feeds)
+                got.append([widen(made[name]) for name in names])
     module = load()
     with torch.inference_mode():
-        expected = [reference(module, case).float().numpy() for case in cases]
+        made_by_torch = [reference(module, case) for case in cases]
+        expected = [
+            [each.float().numpy() for each in ([made] if isinstance(made, Tensor) else made)] for made in made_by_torch
+        ]
     del module
     gc.collect()  # modules hold reference cycles; the next component needs the memory
     return [
         Pair(
-            case=case.name,
-            shapes={name: feed.shape for name, feed in case.feeds.items()},
+            case=case.name if len(names) == 1 else f"{case.name}: {name}",
+            shapes={given: feed.shape for given, feed in case.feeds.items()},
             got=ours,
             expected=theirs,
         )
-        for case, ours, theirs in zip(cases, got, expected, strict=True)
+        for case, outputs, references in zip(cases, got, expected, strict=True)
+        for name, ours, theirs in zip(names, outputs, references, strict=True)
     ]
 
 
