@@ -198,6 +198,13 @@ def make_pipeline(pipeline: Any, transformer: LTX2VideoTransformer3DModel, **sch
     return made
 
 
+TRANSFORMER_INPUTS = (
+    "hidden_states", "audio_hidden_states", "encoder_hidden_states", "audio_encoder_hidden_states", "timestep",
+    "audio_timestep", "sigma", "audio_sigma", "cross_timestep", "audio_cross_timestep", "perturbation_mask",
+    "modality_mask",
+)  # fmt: skip
+
+
 class TorchSession:
     """diffusers' transformer behind the inputs and outputs of telecine's graph (`families.ltx2.transformer`).
 
@@ -206,6 +213,7 @@ class TorchSession:
 
     def __init__(self, transformer: LTX2VideoTransformer3DModel) -> None:
         self._transformer, self._bound = transformer, {}
+        self.inputs = TRANSFORMER_INPUTS  # of a graph of 2.3, which reads all of them
 
     def bind(self, name: str, buffer: np.ndarray) -> None:
         assert buffer.flags.c_contiguous

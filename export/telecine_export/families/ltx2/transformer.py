@@ -157,7 +157,9 @@ def _positions(config: Config, tokens: int, audio_tokens: int) -> dict[str, tupl
     }
     index = {"rope_index": (torch.zeros(tokens, 3, dtype=torch.int32), {0: "tokens"})}
     return index | {
-        f"{name}_{kind}": (torch.zeros(shape), axes) for name, (shape, axes) in shapes.items() for kind in ("cos", "sin")
+        f"{name}_{kind}": (torch.zeros(shape), axes)
+        for name, (shape, axes) in shapes.items()
+        for kind in ("cos", "sin")
     }
 
 
@@ -188,9 +190,7 @@ def check_transformer(origin: Path, config: Config) -> None:
     """
     width, audio_width = widths(config)
     patches = {name: config[name] for name in config if name.endswith(("patch_size", "patch_size_t"))}
-    halves = [
-        config[f"{prefix}num_attention_heads"] * 2 for prefix in ("", "audio_") if config["rope_type"] == "split"
-    ]
+    halves = [config[f"{prefix}num_attention_heads"] * 2 for prefix in ("", "audio_") if config["rope_type"] == "split"]
     checks = (
         (
             set(patches.values()) == {1},

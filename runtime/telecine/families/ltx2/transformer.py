@@ -17,7 +17,8 @@ Its graph (N rows, which may be of several passes; T video tokens, S of the soun
 
 Its outputs are `velocity` (N, T, C) and `audio_velocity` (N, S, C'). diffusers' `use_cross_timestep` is what the two
 cross timesteps are: each other's `sigma` with it (2.3), the modality's own `timestep` without (2.0). There is no text
-mask: the one that diffusers' connectors give it is of ones.
+mask: the one that diffusers' connectors give it is of ones. A graph of 2.0 has neither sigmas nor `perturbation_mask`,
+which its model does not read.
 """
 
 from __future__ import annotations
@@ -90,8 +91,10 @@ class BoundTransformer:
         return clean(self._velocity, latents, told)
 
     def _tell(self, inputs: dict[str, Array]) -> None:
-        """Put values into the buffers that are bound for them."""
+        """Put values into the buffers that are bound for them. What the model does not read its graph does not have."""
         for name, values in inputs.items():
+            if name not in self._session.inputs:
+                continue
             if name not in self._inputs:
                 self._inputs[name] = np.empty_like(values)
                 self._session.bind(name, self._inputs[name])
