@@ -12,18 +12,17 @@ import onnx
 import pytest
 import torch
 from diffusers import LTX2VideoTransformer3DModel
-from doubles.ltx2 import rope_host
 
 from telecine.backends.onnxruntime import OnnxRuntimeOptions, OnnxRuntimeSession
 from telecine.errors import SourceError
 from telecine.families.ltx2.guidance import Scales, StepGuidance
-from telecine.families.ltx2.host import _rope as parse_rope
+from telecine.families.ltx2.host import parse_rope
 from telecine.families.ltx2.modalities import AudioVideo, Told
 from telecine.families.ltx2.positions import rope_inputs
 from telecine.families.ltx2.transformer import BoundTransformer, timestep_inputs
 from telecine.shapes import LatentShape
 from telecine_export.families.cogvideox.networks import complete
-from telecine_export.families.ltx2.transformer import check_transformer, graph
+from telecine_export.families.ltx2.transformer import check_transformer, graph, rope
 
 Exported = Callable[..., Any]
 # One call of the network: float32 sums in another order.
@@ -52,7 +51,7 @@ class Case:
         )
         self.model: Any = LTX2VideoTransformer3DModel.from_pretrained(exported.source / "transformer").eval()
         self.config = self.model.config
-        self.rope = rope_inputs(parse_rope(rope_host(self.model)), LATENT, AUDIO, FRAME_RATE)
+        self.rope = rope_inputs(parse_rope(rope(self.config)), LATENT, AUDIO, FRAME_RATE)
         random = np.random.default_rng(0)
         self.latents = AudioVideo(
             random.standard_normal((BATCH, LATENT.tokens, self.config.in_channels), dtype=np.float32),
