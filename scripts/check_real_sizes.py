@@ -1,4 +1,4 @@
-"""Export LTX-Video's and CogVideoX' networks at their real sizes, check the graphs, and run what fits into memory.
+"""Export networks of all families at their real sizes, check the graphs, and run what fits into memory.
 
     python scripts/check_real_sizes.py [NAME]... [--out DIR] [--json]
 
@@ -6,7 +6,7 @@ Names are those of `real_sizes.NETWORKS` ("transformer 2B", "vae_decoder 0.9.1",
 and made as they are written: no checkpoint is read. Each network is exported, passed by ONNX's checker and run (one
 step on ONNX Runtime's CPU provider, against torch's own module with the same weights) in processes of its own, so that
 peaks of memory are its alone; then its files are removed. What is done is kept in DIR/real_sizes.json, and not done
-again. The largest needs 26 GB of disk. Prints a table in Markdown.
+again. The largest needs 38 GB of disk. Prints a table in Markdown.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""LTX-Video's and CogVideoX' networks as they really are, with random weights that are made while they are written."""
+"""Networks of all families as they really are, with random weights that are made while they are written."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import diffusers
 import numpy as np
 import numpy.typing as npt
 import real_cogvideox
+import real_ltx2
 import real_ltx_video
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,7 @@ from telecine.shapes import LatentShape
 from telecine_export.checkpoints.checkpoint import Checkpoint
 from telecine_export.export import DEFAULT_OPSET, Progress, export_component
 from telecine_export.families.cogvideox.precision import POLICIES as COGVIDEOX_POLICIES
+from telecine_export.families.ltx2.precision import POLICIES as LTX2_POLICIES
 from telecine_export.families.ltx_video import networks, upsampler
 from telecine_export.families.ltx_video.precision import POLICIES
 from telecine_export.families.ltx_video.releases import (
@@ -41,6 +43,7 @@ from telecine_export.families.ltx_video.releases import (
 )
 from telecine_export.families.t5 import text_encoder
 from telecine_export.graphs import GraphSpec
+from telecine_export.precision.policy import Policy
 from telecine_export.source import Source
 from telecine_export.verify.ltx_video_run import seeded_globally
 from telecine_export.verify.modules import MODULES
@@ -78,6 +81,14 @@ class Network:
     @property
     def is_cogvideox(self) -> bool:
         return "CogVideoX" in self.settings.get("_class_name", "")
+
+    @property
+    def is_ltx2(self) -> bool:
+        return "LTX2" in self.settings.get("_class_name", "")
+
+    @property
+    def policies(self) -> Mapping[str, Policy]:
+        return LTX2_POLICIES if self.is_ltx2 else COGVIDEOX_POLICIES if self.is_cogvideox else POLICIES
 
     def module(self) -> Any:
         """diffusers' or transformers' module, without weights."""
@@ -131,7 +142,9 @@ NETWORKS: Mapping[str, Network] = {
     "transformer 13B": _transformer(TRANSFORMER_13B, "fp16"),  # its fp32 weights alone are 52 GB
     **{
         name: Network(checkpoint=checkpoint, settings=config, graphs=graphs, latent=latent, precision=precision)
-        for name, (checkpoint, config, graphs, latent, precision) in real_cogvideox.settings().items()
+        for name, (checkpoint, config, graphs, latent, precision) in (
+            real_cogvideox.settings() | real_ltx2.settings()
+        ).items()
     },
 }
 
@@ -191,7 +204,6 @@ def export(network: Network, folder: Path) -> tuple[Component, dict[str, Any]]:
     )
     reports: list[Any] = []
     specs = network.graphs(network.config())
-    policies = COGVIDEOX_POLICIES if network.is_cogvideox else POLICIES
     start = time.monotonic()
     written = export_component(
         source,
@@ -200,7 +212,7 @@ def export(network: Network, folder: Path) -> tuple[Component, dict[str, Any]]:
         precision=network.precision,
         opset=DEFAULT_OPSET,
         progress=Progress(finished=reports.append),
-        policy=policies[specs[0].component],
+        policy=network.policies[specs[0].component],
         amax={spec.role: defaultdict(lambda: AMAX) for spec in specs},
     )
     return written, {
@@ -220,33 +232,38 @@ def run(network: Network, folder: Path, written: Component) -> dict[str, Any]:
     inputs = feeds(network)
     got, seconds = _on_onnxruntime(network, written, folder, inputs)
     with torch.no_grad(), seeded_globally(SEED):
-        expected = _reference(network, load(network), inputs).numpy()
-    if network.checkpoint == "vae" and expected.shape != got.shape:
-        expected = expected[:, : got.shape[1]]  # diffusers repeats the one log-variance
-    if not np.isfinite(got).all() or got.shape != expected.shape:
-        raise ValueError(f"{got.shape} values, of which {np.isfinite(got).sum()} finite; expected {expected.shape}")
+        expected = [each.numpy() for each in _reference(network, load(network), inputs)]
     return {
         "run_on": " ".join(f"{name} {'x'.join(map(str, array.shape))}" for name, array in list(inputs.items())[:1]),
         "run_seconds": seconds,
-        "difference": float(np.abs(got - expected).max() / expected.std()),
+        "difference": max(_difference(*each) for each in zip(got, expected, strict=True)),
     }
 
 
-def _on_onnxruntime(network: Network, written: Component, folder: Path, inputs: Feeds) -> tuple[Array, float]:
+def _difference(got: Array, expected: Array) -> float:
+    """The largest, in deviations of what torch makes."""
+    if expected.ndim == 5 and expected.shape != got.shape:
+        expected = expected[:, : got.shape[1]]  # diffusers repeats the one log-variance
+    if not np.isfinite(got).all() or got.shape != expected.shape:
+        raise ValueError(f"{got.shape} values, of which {np.isfinite(got).sum()} finite; expected {expected.shape}")
+    return float(np.abs(got - expected).max() / expected.std())
+
+
+def _on_onnxruntime(network: Network, written: Component, folder: Path, inputs: Feeds) -> tuple[list[Array], float]:
     """What the graphs make, and in how many seconds once they are loaded."""
     with closing(Graphs(written, folder)) as graphs:
         component = network.graphs(network.config())[0].component
         if "main" in written.graphs:
             session = graphs.session(component)
             start = time.monotonic()
-            (made,) = session.run(inputs).values()
+            made = list(session.run(inputs).values())
             return made, time.monotonic() - start
         half = real_cogvideox.CHUNKED[component]
         (source,) = inputs.values()
         for chunk in half.chunks(source.shape[2]):
             graphs.session(component, chunk.role)
         start = time.monotonic()
-        return half.run_whole(graphs, source), time.monotonic() - start
+        return [half.run_whole(graphs, source)], time.monotonic() - start
 
 
 class Graphs:
@@ -287,14 +304,18 @@ def feeds(network: Network) -> Feeds:
     spec = network.graphs(config)[0]
     if network.is_cogvideox:
         return real_cogvideox.feeds(config, spec.component, network.latent, random)
+    if network.is_ltx2:
+        return real_ltx2.feeds(config, network.latent, random)
     return real_ltx_video.feeds(config, spec, network.latent, random)
 
 
-def _reference(network: Network, model: Any, inputs: Feeds) -> Tensor:
+def _reference(network: Network, model: Any, inputs: Feeds) -> list[Tensor]:
     """What diffusers' module makes of the inputs of the graphs."""
+    if network.is_ltx2:
+        return real_ltx2.reference(model, network.latent, inputs)
     if network.is_cogvideox:
-        return real_cogvideox.reference(model, inputs)
-    return real_ltx_video.reference(network.checkpoint, model, network.latent, inputs)
+        return [real_cogvideox.reference(model, inputs)]
+    return [real_ltx_video.reference(network.checkpoint, model, network.latent, inputs)]
 
 
 def memory_to_run(report: Mapping[str, Any]) -> int:

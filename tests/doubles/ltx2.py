@@ -200,10 +200,10 @@ def make_pipeline(pipeline: Any, transformer: LTX2VideoTransformer3DModel, **sch
     return made
 
 
-# Of the small ones, of which some graphs lack some.
-INPUTS = (
-    "timestep", "audio_timestep", "cross_timestep", "audio_cross_timestep", "sigma", "audio_sigma",
-    "perturbation_mask", "modality_mask",
+TRANSFORMER_INPUTS = (
+    "hidden_states", "audio_hidden_states", "encoder_hidden_states", "audio_encoder_hidden_states", "timestep",
+    "audio_timestep", "sigma", "audio_sigma", "cross_timestep", "audio_cross_timestep", "perturbation_mask",
+    "modality_mask",
 )  # fmt: skip
 
 
@@ -215,7 +215,7 @@ class TorchSession:
 
     def __init__(self, transformer: LTX2VideoTransformer3DModel) -> None:
         self._transformer, self._bound = transformer, {}
-        self.inputs = frozenset(INPUTS)
+        self.inputs = TRANSFORMER_INPUTS  # of a graph of 2.3, which reads all of them
 
     def bind(self, name: str, buffer: np.ndarray) -> None:
         assert buffer.flags.c_contiguous

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from diffusers.models.normalization import RMSNorm
 from diffusers.models.transformers.transformer_ltx2 import LTX2Attention, LTX2AudioVideoRotaryPosEmbed
 from torch import Tensor, nn
 
@@ -189,6 +190,11 @@ def _of_sigma(adaln: Any, inputs: GraphInputs, name: str, timestep: Tensor, **ot
     return type(adaln).forward(adaln, inputs[name], **others)
 
 
+def _rms_norm(norm: RMSNorm, states: Tensor) -> Tensor:
+    """RMSNorm.forward without weights as one operator, whose weights are ones."""
+    return F.rms_norm(states, tuple(norm.dim), torch.ones(tuple(norm.dim)).to(states), norm.eps)
+
+
 def patch_ltx2_transformer(model: Any) -> GraphInputs:
     """Give an LTX2VideoTransformer3DModel tables for positions, traceable attention and masks; returns its inputs.
 
@@ -203,6 +209,9 @@ def patch_ltx2_transformer(model: Any) -> GraphInputs:
         adaln = getattr(model, name, None)
         if adaln is not None:
             adaln.forward = partial(_of_sigma, adaln, inputs, sigma)
+    norms: list[Any] = [each for each in model.modules() if isinstance(each, RMSNorm) and each.weight is None]
+    for norm in norms:
+        norm.forward = partial(_rms_norm, norm)
     for index, block in enumerate(model.transformer_blocks):
         block.perturbed_attn = False  # it would hand masks of diffusers' own to the processors
         block.get_mod_params = partial(_modulations, inputs)

@@ -163,6 +163,31 @@ def _positions(config: Config, tokens: int, audio_tokens: int) -> dict[str, tupl
     }
 
 
+def rope(config: Config) -> dict[str, Any]:
+    """What the host tells tokens their places by: the manifest's `rope`, with frequencies as torch computes them."""
+    width, audio_width = widths(config)
+    return {
+        "scale_factors": list(config["vae_scale_factors"]),
+        "extent": [config["pos_embed_max_pos"], config["base_height"], config["base_width"]],
+        "causal_offset": config["causal_offset"],
+        "audio_scale_factor": config["audio_scale_factor"],
+        "audio_sampling_rate": config["audio_sampling_rate"],
+        "audio_hop_length": config["audio_hop_length"],
+        "audio_extent": config["audio_pos_embed_max_pos"],
+        "frequencies": rope_frequencies(config, width, axes=3),
+        "audio_frequencies": rope_frequencies(config, audio_width, axes=1),
+        "cross_frequencies": rope_frequencies(config, config["audio_cross_attention_dim"], axes=1),
+    }
+
+
+def rope_frequencies(config: Config, width: int, *, axes: int) -> list[float]:
+    """LTX2AudioVideoRotaryPosEmbed.forward's own expression, so that the last bit is torch's and not NumPy's."""
+    dtype = torch.float64 if config["rope_double_precision"] else torch.float32
+    powers = torch.pow(config["rope_theta"], torch.linspace(0.0, 1.0, width // (2 * axes), dtype=dtype))
+    frequencies: list[float] = (powers * torch.pi / 2.0).to(torch.float32).tolist()
+    return frequencies
+
+
 def widths(config: Config) -> tuple[int, int]:
     """Of the video's tokens inside of the network, and of its sound's."""
     return (

@@ -80,7 +80,7 @@ class Host:
                 connectors=_connectors(host["connectors"]),
                 transformer_blocks=host["transformer_blocks"],
                 perturbed_attention=host["perturbed_attention"],
-                rope=_rope(host["rope"]),
+                rope=parse_rope(host["rope"]),
                 scheduler=scheduler,
                 audio_scheduler=scheduler if of_audio is None else FlowMatchEulerConfig.from_dict(of_audio),
                 encoder=Footprint.encoder(widest["vae_encoder"]),
@@ -145,7 +145,8 @@ def _connectors(told: Mapping[str, Any]) -> Connectors:
     )
 
 
-def _rope(told: Mapping[str, Any]) -> Rope:
+def parse_rope(told: Mapping[str, Any]) -> Rope:
+    """What the manifest's `rope` says of positions."""
     frame, row, column = told["scale_factors"]
     seconds, height, width = told["extent"]
     return Rope(

@@ -18,7 +18,8 @@ Its graph (N rows, which may be of several passes; T video tokens, S of the soun
 A graph has the inputs that its model reads: no `sigma` up to 2.0, no `perturbation_mask` without perturbed attention.
 Its outputs are `velocity` (N, T, C) and `audio_velocity` (N, S, C'). diffusers' `use_cross_timestep` is what the two
 cross timesteps are: each other's `sigma` with it (2.3), the modality's own `timestep` without (2.0). There is no text
-mask: the one that diffusers' connectors give it is of ones.
+mask: the one that diffusers' connectors give it is of ones. A graph of 2.0 has neither sigmas nor `perturbation_mask`,
+which its model does not read.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ class BoundTransformer:
         return clean(self._velocity, latents, told)
 
     def _tell(self, inputs: dict[str, Array]) -> None:
-        """Put values into the buffers that are bound for them, of those that the graph reads."""
+        """Put values into the buffers that are bound for them. What the model does not read its graph does not have."""
         for name, values in inputs.items():
             if name not in self._session.inputs:
                 continue
