@@ -6,12 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLLTX2Audio
 from diffusers.pipelines.ltx2.utils import DEFAULT_NEGATIVE_PROMPT
 
 from telecine.families.ltx2.schedule import DISTILLED_SIGMAS
 from telecine.schedulers.flow_match_euler import FlowMatchEulerConfig
-from telecine_export.families.cogvideox.networks import complete
 from telecine_export.families.ltx2 import connectors, gemma, sound, transformer, upsampler, vae
 from telecine_export.families.weightless import uint8_frames
 from telecine_export.graphs import GraphSpec
@@ -148,7 +146,3 @@ def presets(source: Source) -> dict[str, dict[str, Any]]:
         named["two-stage"] = {**named["recommended"], **TWO_STAGE_SIZE, "second_stage": {}}
         named["two-stage-distilled"] = {**distilled, **TWO_STAGE_SIZE, "second_stage": {}}
     return {name: dict(values) for name, values in named.items()}
-
-
-def audio_vae_config(source: Source) -> dict[str, Any]:
-    return complete(AutoencoderKLLTX2Audio, source.config("audio_vae"))
