@@ -1,0 +1,1 @@
+"""LTX-2.0 and 2.3: video with sound."""
