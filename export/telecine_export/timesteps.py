@@ -1,4 +1,4 @@
-"""Sinusoidal timestep projections with the frequencies that torch computed."""
+"""Sinusoids with the frequencies that torch computed."""
 
 from __future__ import annotations
 
@@ -11,22 +11,29 @@ from torch import Tensor, nn
 FREQUENCIES = "frequencies"
 
 
-class TorchTimesteps(nn.Module):
-    """Stands in for diffusers' Timesteps: (N,) timesteps → (N, channels) sinusoids of frequencies that torch computed.
+class TorchFrequencies(nn.Module):
+    """(K,) frequencies that torch computed on a CPU: of no value while a graph is traced, then a constant in it.
 
     Folded into the graph by another library, a frequency's last bit differs: at timestep 1000 that is 6e-5 radians.
     """
 
     frequencies: Tensor
 
-    def __init__(self, original: Timesteps) -> None:
+    def __init__(self, computed: Tensor) -> None:
         super().__init__()
+        self.computed = [computed]  # in a list, which torch leaves where it is
+        self.register_buffer(FREQUENCIES, torch.empty_like(computed, device="meta"), persistent=False)
+
+
+class TorchTimesteps(TorchFrequencies):
+    """Stands in for diffusers' Timesteps: (N,) timesteps → (N, channels) sinusoids."""
+
+    def __init__(self, original: Timesteps) -> None:
         half = original.num_channels // 2
         with torch.device("cpu"):
             exponents = -math.log(10000) * torch.arange(half, dtype=torch.float32)
-            self.computed = [torch.exp(exponents / (half - original.downscale_freq_shift))]
+            super().__init__(torch.exp(exponents / (half - original.downscale_freq_shift)))
         self.flip, self.scale = original.flip_sin_to_cos, original.scale
-        self.register_buffer(FREQUENCIES, torch.empty_like(self.computed[0], device="meta"), persistent=False)
 
     def forward(self, timesteps: Tensor) -> Tensor:
         angles = self.scale * (timesteps[:, None].float() * self.frequencies[None])
@@ -47,5 +54,5 @@ def computed_constants(model: nn.Module) -> dict[str, Tensor]:
     return {
         f"{name}.{FREQUENCIES}": module.computed[0]
         for name, module in model.named_modules()
-        if isinstance(module, TorchTimesteps)
+        if isinstance(module, TorchFrequencies)
     }

@@ -57,7 +57,7 @@ def encoder_spec(source: Source) -> GraphSpec:
         SourceError: a configuration that diffusers cannot run, or one without a graph contract.
     """
     config = vae_config(source)
-    check_vae(source.component("vae").origin, config)
+    check_vae(source.component("vae").origin, config, compression_ratios(config))
     return encoder_graph(config)
 
 
@@ -67,7 +67,7 @@ def decoder_spec(source: Source) -> GraphSpec:
         SourceError: as `encoder_spec`.
     """
     config = vae_config(source)
-    check_vae(source.component("vae").origin, config)
+    check_vae(source.component("vae").origin, config, compression_ratios(config))
     return decoder_graph(config)
 
 
@@ -141,10 +141,7 @@ def widest_activations(config: Config) -> dict[str, float]:
 
 
 def host(source: Source) -> dict[str, Any]:
-    """What the NumPy side needs: ratios, statistics of latents, whether the decoder takes a timestep.
-
-    `least_side`: latents a side of the decoder's pictures, at the least.
-    """
+    """What the NumPy side needs: ratios, statistics of latents, whether the decoder takes a timestep."""
     config = vae_config(source)
     temporal, spatial = compression_ratios(config)
     with source.checkpoint("vae") as weights:

@@ -1,12 +1,13 @@
 """Every change to LTX-2's traced VAEs and vocoders: set on instances, so that diffusers stays as it is.
 
 What diffusers pads by repeating or reflecting becomes a Concat or a Pad, where its own code traces to gathers of
-computed indices; filters that one channel shares with the others run on all of them as on a batch, where its own code
-expands a weight. Values are the same. What diffusers keeps as buffers of the checkpoint are weights here.
+computed indices; a filter that all channels share runs over them as over a batch, where its own code expands a weight
+to groups. Values are the same. Buffers that checkpoints have are weights here.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -16,9 +17,9 @@ from diffusers.models.autoencoders.autoencoder_kl_ltx2 import LTX2VideoCausalCon
 from diffusers.pipelines.ltx2.vocoder import CausalSTFT, DownSample1d, MelSTFT, UpSample1d
 from torch import Tensor, nn
 
-from telecine_export.timesteps import FREQUENCIES, patch_timesteps
+from telecine_export.timesteps import patch_timesteps
 
-# (left, right, top, bottom, first, last) of ONNX's Pad on (B, C, F, H, W): one pixel around every frame.
+# `pads` of ONNX's Pad on (B, C, F, H, W): one pixel around every frame.
 AROUND = (0, 0, 0, 1, 1, 0, 0, 0, 1, 1)
 
 
@@ -59,3 +60,40 @@ def patch_video_vae(half: nn.Module) -> None:
     for module in half.modules():
         if isinstance(module, LTX2VideoCausalConv3d):
             module.forward = partial(_causal_conv, module)  # type: ignore[method-assign]
+
+
+def _upsample(upsampler: UpSample1d, states: Tensor) -> Tensor:
+    """UpSample1d.forward."""
+    padded = repeat_edges(states, 2, upsampler.pad, upsampler.pad)
+    return upsample(padded, upsampler.filter, upsampler.ratio)[..., upsampler.pad_left : -upsampler.pad_right]
+
+
+def upsample(states: Tensor, filter_: Tensor, ratio: int) -> Tensor:
+    """(B, C, T) through one (1, 1, K) filter with zeros between its values: `ratio` times as many."""
+    made = ratio * F.conv_transpose1d(states.flatten(0, 1)[:, None], filter_, stride=ratio)
+    return made[:, 0].unflatten(0, (-1, states.shape[1]))
+
+
+def _downsample(downsampler: DownSample1d, states: Tensor) -> Tensor:
+    """DownSample1d.forward."""
+    padded = repeat_edges(states, 2, downsampler.pad_left, downsampler.pad_right)
+    made = F.conv1d(padded.flatten(0, 1)[:, None], downsampler.filter, stride=downsampler.ratio)
+    return made[:, 0].unflatten(0, (-1, states.shape[1]))
+
+
+FILTERS: Mapping[type, Any] = {UpSample1d: _upsample, DownSample1d: _downsample}
+BUFFERS: Mapping[type, str] = {
+    UpSample1d: "filter", DownSample1d: "filter", CausalSTFT: "forward_basis", MelSTFT: "mel_basis",
+}  # fmt: skip
+
+
+def patch_vocoder(vocoder: nn.Module) -> None:
+    """Make an LTX2Vocoder, or one with bandwidth extension, traceable for free lengths."""
+    for module in vocoder.modules():
+        kind = type(module)
+        if kind in BUFFERS:
+            buffer = getattr(module, BUFFERS[kind])
+            delattr(module, BUFFERS[kind])
+            setattr(module, BUFFERS[kind], nn.Parameter(buffer, requires_grad=False))
+        if kind in FILTERS:
+            module.forward = partial(FILTERS[kind], module)  # type: ignore[method-assign]
