@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ AMAX = 16.0
 
 
 class Exported(NamedTuple):
-    """diffusers' folder of a transformer, its graph, and the graph's file."""
+    """The pipeline's folder, the transformer's graph, and the graph's file."""
 
     source: Path
     graph: Graph
@@ -31,34 +31,42 @@ class Exported(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def ltx2_transformer(shared: Callable[..., Path]) -> Callable[..., Exported]:
-    """`ltx2_transformer("2.3", "fp16")`: a tiny transformer in the style of a release, of one trace. Read only.
+def ltx2_transformer_source(shared: Callable[..., Path]) -> Callable[[str], Path]:
+    """`ltx2_transformer_source("2.3")`: a pipeline's folder with a tiny transformer alone. Read only.
 
-    "interleaved" is of 2.3 with the other kind of rotary embeddings.
+    "interleaved" is of 2.3 with the other kind of rotary embeddings, and one block.
     """
+    return lambda style: shared(f"ltx2-{style}-transformer-source", lambda path: save_source(path, style))
+
+
+@pytest.fixture(scope="session")
+def ltx2_transformer(
+    shared: Callable[..., Path], ltx2_transformer_source: Callable[[str], Path]
+) -> Callable[..., Exported]:
+    """`ltx2_transformer("2.3", "fp16")`: the transformer of such a folder at a precision, of one trace. Read only."""
 
     def get(style: str, precision: str = "fp32") -> Exported:
-        folder = shared(f"ltx2-{style}-transformer", lambda path: _export(path, style))
+        source = ltx2_transformer_source(style)
+        folder = shared(f"ltx2-{style}-transformer", lambda path: _export(source, path, PRECISIONS[style]))
         home = folder / precision
         manifest = Manifest.parse((home / FILE_NAME).read_text(), where=str(home))
         graph = manifest.components["transformer"].graphs["main"]
-        return Exported(folder / "source", graph, home / graph.file.path)
+        return Exported(source, graph, home / graph.file.path)
 
     return get
 
 
-def _export(folder: Path, style: str) -> None:
+def _export(source: Path, folder: Path, precisions: Sequence[str]) -> None:
     from telecine_export.export import Progress, export_component
     from telecine_export.families.ltx2 import transformer
     from telecine_export.families.ltx2.precision import TRANSFORMER
     from telecine_export.precision.typed import Traces
     from telecine_export.source import open_source
 
-    source, traces = save_source(folder / "source", style), Traces(23)
-    opened = open_source(str(source))
-    for precision in PRECISIONS[style]:
+    opened, traces = open_source(str(source)), Traces(23)
+    for precision in precisions:
         home = folder / precision
-        home.mkdir()
+        home.mkdir(parents=True)
         component = export_component(
             opened,
             home,
@@ -71,14 +79,13 @@ def _export(folder: Path, style: str) -> None:
             traces=traces,
         )
         manifest = Manifest(
-            format=FORMAT, family="ltx-2", variant=style, pipeline="LTX2Pipeline", host={}, presets={}, versions={},
+            format=FORMAT, family="ltx-2", variant="", pipeline="LTX2Pipeline", host={}, presets={}, versions={},
             components={"transformer": component}, tokenizer=FileEntry(path="none", size=0, sha256=""),
         )  # fmt: skip
         (home / FILE_NAME).write_text(manifest.dump())
 
 
-def save_source(folder: Path, style: str) -> Path:
-    """A pipeline's folder with a transformer alone."""
+def save_source(folder: Path, style: str) -> None:
     make: Any = importlib.import_module("make_tiny_ltx2").tiny_ltx2_transformer
     config: dict[str, Any] = {}
     if style == "interleaved":
@@ -90,4 +97,3 @@ def save_source(folder: Path, style: str) -> Path:
                 parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
     model.save_pretrained(folder / "transformer")
     (folder / "model_index.json").write_text('{"_class_name": "LTX2Pipeline"}')
-    return folder

@@ -21,8 +21,13 @@ from telecine.families.ltx2.modalities import AudioVideo, Told
 from telecine.families.ltx2.positions import rope_inputs
 from telecine.families.ltx2.transformer import BoundTransformer, timestep_inputs
 from telecine.shapes import LatentShape
+from telecine_export.checkpoints.joined import Joined
 from telecine_export.families.cogvideox.networks import complete
-from telecine_export.families.ltx2.transformer import check_transformer, graph, rope
+from telecine_export.families.ltx2 import transformer
+from telecine_export.families.ltx2.transformer import check_transformer, rope
+from telecine_export.fused_qkv import fuse_qkv
+from telecine_export.source import open_source
+from telecine_export.timesteps import TorchTimesteps
 
 Exported = Callable[..., Any]
 # One call of the network: float32 sums in another order.
@@ -42,14 +47,41 @@ def _one_torch_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-class Case:
-    """One transformer behind both: telecine's graph on ONNX Runtime, and diffusers' module."""
+class ModuleSession:
+    """The module that is traced, with the inputs and outputs of its graph."""
 
-    def __init__(self, exported: Any) -> None:
-        self.session = OnnxRuntimeSession.load(
-            exported.graph, exported.path, device="cpu", options=OnnxRuntimeOptions()
-        )
-        self.model: Any = LTX2VideoTransformer3DModel.from_pretrained(exported.source / "transformer").eval()
+    def __init__(self, source: Path, *, fuse: bool) -> None:
+        opened = open_source(str(source))
+        spec = fuse_qkv(transformer.spec(opened)) if fuse else transformer.spec(opened)
+        with torch.device("meta"):
+            self._module = spec.build(torch.float32)
+        with Joined(opened.checkpoint("transformer")) as weights:
+            names = [name for name, _ in self._module.named_parameters()]
+            self._module.load_state_dict({name: weights.load(spec.rename(name)) for name in names}, assign=True)
+        for each in self._module.modules():
+            if isinstance(each, TorchTimesteps):
+                each.frequencies = each.computed[0]
+        self.inputs, self._outputs, self._bound = spec.sample, list(spec.outputs), dict[str, np.ndarray]()
+
+    def bind(self, name: str, buffer: np.ndarray) -> None:
+        self._bound[name] = buffer
+
+    def unbind(self) -> None:
+        self._bound.clear()
+
+    def enqueue(self) -> None:
+        with torch.no_grad():
+            made = self._module(**{name: torch.from_numpy(self._bound[name]) for name in self.inputs})
+        for name, values in zip(self._outputs, made, strict=True):
+            self._bound[name][:] = values.numpy()
+
+
+class Case:
+    """One transformer behind both: telecine's graph, or the module that it is traced from, and diffusers' own."""
+
+    def __init__(self, session: Any, source: Path) -> None:
+        self.session = session
+        self.model: Any = LTX2VideoTransformer3DModel.from_pretrained(source / "transformer").eval()
         self.config = self.model.config
         self.rope = rope_inputs(parse_rope(rope(self.config)), LATENT, AUDIO, FRAME_RATE)
         random = np.random.default_rng(0)
@@ -112,21 +144,38 @@ class Case:
     params=["2.3", pytest.param("2.0", marks=pytest.mark.slow), pytest.param("interleaved", marks=pytest.mark.slow)],
 )
 def case(request: pytest.FixtureRequest, ltx2_transformer: Exported) -> Iterator[Case]:
-    made = Case(ltx2_transformer(request.param))
-    yield made
-    made.session.close()
+    exported = ltx2_transformer(request.param)
+    with OnnxRuntimeSession.load(exported.graph, exported.path, device="cpu", options=OnnxRuntimeOptions()) as session:
+        yield Case(session, exported.source)
 
 
 @pytest.mark.parametrize("use_cross_timestep", [True, False])
 @pytest.mark.parametrize("held", [0, 10], ids=["one timestep", "a timestep a token"])
 def test_what_the_runtime_binds_gives_diffusers_velocities(case: Case, held: int, use_cross_timestep: bool) -> None:
+    assert_diffusers_velocities(case, held, use_cross_timestep)
+
+
+@pytest.mark.parametrize("fuse", [False, True], ids=["", "fused"])
+@pytest.mark.parametrize("style", ["2.0", "2.3", "interleaved"])
+def test_so_does_the_module_that_is_traced(
+    style: str, fuse: bool, ltx2_transformer_source: Callable[[str], Path]
+) -> None:
+    """Every style without the time that a trace takes, and with joined projections (`--fuse-qkv`)."""
+    source = ltx2_transformer_source(style)
+    case = Case(ModuleSession(source, fuse=fuse), source)
+    joined = [name for name, _ in case.session._module.named_modules() if name.endswith(("to_qkv", "to_kv"))]
+    assert len(joined) == (6 * case.config.num_layers if fuse else 0)
+    for held, use_cross_timestep in ((0, False), (10, True)):
+        assert_diffusers_velocities(case, held, use_cross_timestep)
+
+
+def assert_diffusers_velocities(case: Case, held: int, use_cross_timestep: bool) -> None:
     told = case.told(held=held)
     got, expected = (run(told, EVERY_PASS, use_cross_timestep=use_cross_timestep) for run in (case.ours, case.theirs))
     for ours, theirs in zip(got, expected, strict=True):
         assert theirs.std() > 0.1
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=TOLERANCE)
-    video = np.split(expected.video, len(EVERY_PASS.passes))
-    _, positive, perturbed, isolated = video
+    _, positive, perturbed, isolated = np.split(expected.video, len(EVERY_PASS.passes))
     assert np.abs(positive - isolated).max() > 100 * TOLERANCE
     if case.config.perturbed_attn:
         assert np.abs(positive - perturbed).max() > 100 * TOLERANCE
@@ -195,7 +244,7 @@ def test_attention_is_one_operator_each(ltx2_transformer: Exported) -> None:
 def test_a_graph_has_what_its_model_reads(ltx2_transformer: Exported) -> None:
     newer = {spec.name for spec in ltx2_transformer("2.3").graph.inputs}
     older = complete(LTX2VideoTransformer3DModel, {})
-    assert newer - graph(older).sample.keys() == {"sigma", "audio_sigma", "perturbation_mask"}
+    assert newer - transformer.graph(older).sample.keys() == {"sigma", "audio_sigma", "perturbation_mask"}
 
 
 @pytest.mark.parametrize(
@@ -220,3 +269,44 @@ def test_what_no_graph_covers_is_refused(change: dict[str, Any], message: str) -
 def test_published_configurations_are_covered() -> None:
     for change in ({}, {"rope_type": "split"}):
         check_transformer(Path("transformer"), complete(LTX2VideoTransformer3DModel, change))
+
+
+@pytest.mark.parametrize(("precision", "bound"), [("fp16", 0.01), ("fp8", 0.2)])
+def test_lower_precisions_stay_near(precision: str, bound: float, ltx2_transformer: Exported) -> None:
+    """In deviations of float32's velocities, on average; bf16 has no kernels on a CPU.
+
+    fp8 has one scale here for all activations, and E4M3 keeps 3 bits; a network of 2 blocks averages little of it out.
+    """
+    made = []
+    for each in ("fp32", precision):
+        exported = ltx2_transformer("2.3", each)
+        options = OnnxRuntimeOptions()
+        with OnnxRuntimeSession.load(
+            exported.graph, exported.path, device="cpu", options=options, precision=each
+        ) as session:
+            made.append(session.run(_spread_feeds(session)))
+    for name, exact in made[0].items():
+        error = np.abs(made[1][name] - exact).mean() / exact.std()
+        assert 1e-6 < error < bound, f"{name}: {error:.2g}"
+
+
+def _spread_feeds(session: OnnxRuntimeSession) -> dict[str, np.ndarray]:
+    """Normal inputs; positions of random angles, masks that shut nothing."""
+    random = np.random.default_rng(0)
+    sizes: dict[Any, int] = {
+        "batch": 1, "tokens": 30, "audio_tokens": 11, "text_length": 16, "rope_positions": 5, "timestep_tokens": 1,
+        "cross_timestep_tokens": 1,
+    }  # fmt: skip
+    made: dict[str, np.ndarray] = {}
+    for name, spec in session.inputs.items():
+        shape = [sizes.get(size, size) for size in spec.shape]
+        if name == "rope_index":
+            made[name] = random.integers(0, 5, shape, np.int32)
+        elif "rope" in name:
+            angles = np.random.default_rng(1).random(shape, np.float32) * 6
+            made[name] = np.cos(angles) if name.endswith("cos") else np.sin(angles)
+        elif name.endswith("mask"):
+            made[name] = np.ones(shape, np.float32)
+        else:
+            made[name] = random.standard_normal(shape, dtype=np.float32) * (500 if "time" in name else 1)
+    return made
