@@ -207,7 +207,8 @@ class Family:
 
     `grid` is of the manifest's host configuration. `vae_tile` and `keyframes` are what engines are built for where
     nothing is asked: the largest WIDTHxHEIGHTxFRAMES that the VAE takes at once (None: the whole video), and the latent
-    frames that conditions may add (None: the family has no such conditions). `refuses`: parameters of `generate` that
+    frames that conditions may add (None: the family has no such conditions). `no_plan`: why its requests cannot be
+    recorded as plans. `refuses`: parameters of `generate` that
     none of its pipelines has, each with what to do instead.
     """
 
@@ -220,6 +221,7 @@ class Family:
     keyframes: int | None = None
     upscaler: UpscalerSpec | None = None
     two_stage: TwoStageSpec | None = None
+    no_plan: str | None = None
     refuses: Mapping[str, str] = field(default_factory=dict)
 
     def choose(self, recorded: str, given: Collection[str], *, asked: str | None = None) -> str:

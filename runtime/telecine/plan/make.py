@@ -14,6 +14,7 @@ from telecine.bundle import Bundle
 from telecine.engine import Sidecar
 from telecine.engines_folder import list_engines
 from telecine.errors import EngineError, RequestError
+from telecine.families import FAMILIES
 from telecine.pipeline import Pipeline
 from telecine.plan.backend import LaterPrompt, RecordingBackend, RecordingModels
 from telecine.plan.document import FILE_NAME, TENSORS, as_json, document
@@ -42,6 +43,7 @@ def make_plan(
         BundleError: the bundle lacks what the request needs.
         EngineError: there are no engines for the target, or they are too small.
     """
+    _check_family(bundle)
     _check_one_stage(bundle, parameters)
     check_folder_writable(out, overwrite=overwrite, is_ours=is_plan)
     recorder = Recorder()
@@ -55,6 +57,16 @@ def make_plan(
         (folder / TENSORS).write_bytes(tensors)
         (folder / FILE_NAME).write_text(as_json(content), encoding="utf-8")
     return content
+
+
+def _check_family(bundle: Bundle) -> None:
+    family = FAMILIES.get(bundle.manifest.family)
+    if family is not None and family.no_plan is not None:
+        raise RequestError(
+            f"a plan of a {family.name} model",
+            expected=f"a model of another family: {family.no_plan}",
+            fix="Run it in Python, or embed it: runtime/embed.",
+        )
 
 
 def _check_one_stage(bundle: Bundle, parameters: Mapping[str, Any]) -> None:

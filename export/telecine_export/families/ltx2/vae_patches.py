@@ -65,7 +65,8 @@ def patch_video_vae(half: nn.Module) -> None:
 def _upsample(upsampler: UpSample1d, states: Tensor) -> Tensor:
     """UpSample1d.forward."""
     padded = repeat_edges(states, 2, upsampler.pad, upsampler.pad)
-    return upsample(padded, upsampler.filter, upsampler.ratio)[..., upsampler.pad_left : -upsampler.pad_right]
+    weight: Any = upsampler.filter
+    return upsample(padded, weight, upsampler.ratio)[..., upsampler.pad_left : -upsampler.pad_right]
 
 
 def upsample(states: Tensor, filter_: Tensor, ratio: int) -> Tensor:
@@ -77,7 +78,8 @@ def upsample(states: Tensor, filter_: Tensor, ratio: int) -> Tensor:
 def _downsample(downsampler: DownSample1d, states: Tensor) -> Tensor:
     """DownSample1d.forward."""
     padded = repeat_edges(states, 2, downsampler.pad_left, downsampler.pad_right)
-    made = F.conv1d(padded.flatten(0, 1)[:, None], downsampler.filter, stride=downsampler.ratio)
+    weight: Any = downsampler.filter
+    made = F.conv1d(padded.flatten(0, 1)[:, None], weight, stride=downsampler.ratio)
     return made[:, 0].unflatten(0, (-1, states.shape[1]))
 
 
@@ -96,4 +98,4 @@ def patch_vocoder(vocoder: nn.Module) -> None:
             delattr(module, BUFFERS[kind])
             setattr(module, BUFFERS[kind], nn.Parameter(buffer, requires_grad=False))
         if kind in FILTERS:
-            module.forward = partial(FILTERS[kind], module)  # type: ignore[method-assign]
+            module.forward = partial(FILTERS[kind], module)

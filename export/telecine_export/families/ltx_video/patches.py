@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from diffusers.models.autoencoders.autoencoder_kl_ltx import LTXVideoCausalConv3d, LTXVideoResnetBlock3d
 from diffusers.models.transformers.transformer_ltx import LTXAttention, LTXVideoTransformerBlock
+from diffusers.models.transformers.transformer_ltx2 import LTX2Attention
 from torch import Tensor, nn
 
 from telecine_export.fused_qkv import CROSS, SELF, project
@@ -71,7 +72,9 @@ def rotate(states: Tensor, rotary: Rotary) -> Tensor:
     return rotated.flatten(2).to(states.dtype)
 
 
-def attend(attn: LTXAttention, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+def attend(
+    attn: LTXAttention | LTX2Attention, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None
+) -> Tensor:
     """Multi-head attention of (B, T, D) over (B, L, D), bias (B, 1, T, L); before the output projection."""
     q, k, v = (states.unflatten(2, (attn.heads, -1)).transpose(1, 2) for states in (query, key, value))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2)

@@ -47,5 +47,6 @@ LTX2 = Family(
     axis_ranges=workloads.axis_ranges,
     vae_tile=workloads.VAE_TILE,
     keyframes=workloads.KEYFRAMES,
+    no_plan="its steps are of a pair of arrays, video and sound, of which a plan has no form",
     refuses=REFUSES,
 )

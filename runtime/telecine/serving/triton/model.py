@@ -122,7 +122,7 @@ class PipelineModel:
                     )
                 frames[:, done : done + piece.shape[1]] = piece
                 done += piece.shape[1]
-            made = {"frames": frames} | _facts(stream.seeds, stream.frame_rate)
+            made: dict[str, Array] = {"frames": frames} | _facts(stream.seeds, stream.frame_rate)
             if stream.audio is not None:
                 made |= {"audio": stream.audio, "sample_rate": np.array([stream.sample_rate], np.int64)}
             return made
