@@ -1,0 +1,75 @@
+"""Traced graphs that all exports of a run share: tracing is most of an export's time, and weights are no part of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import types
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import onnx_ir as ir
+import torch
+
+from telecine_export.graphs import GraphSpec
+from telecine_export.precision import typed
+from telecine_export.trace import trace
+
+# Settings of a VAE that its encoder does not read, and that tiny checkpoints differ in.
+OF_DECODERS = ("decoder_inject_noise", "timestep_conditioning")
+Shared = Callable[[str, Callable[[Path], object]], Path]
+
+
+@contextmanager
+def shared_traces(shared: Shared) -> Iterator[None]:
+    """Trace a graph when it is first asked for, in whatever worker; read it from then on."""
+
+    def traced(spec: GraphSpec, *, opset: int) -> ir.Model:
+        key = hashlib.sha256(f"{opset} {_text(spec)}".encode()).hexdigest()[:16]
+        return load(shared(f"trace-{key}", lambda path: save(trace(spec, opset=opset), path)))
+
+    with mock.patch.object(typed, "trace", traced):
+        yield
+
+
+def save(model: ir.Model, path: Path) -> None:
+    """A traced model as a file; initializers without values refer to weights that are nowhere."""
+    model = model.clone()
+    for name, value in model.graph.initializers.items():
+        if value.const_value is None:
+            assert value.dtype is not None
+            assert value.shape is not None
+            value.const_value = ir.ExternalTensor("nowhere", 0, 0, value.dtype, shape=value.shape, name=name)
+    ir.save(model, path)
+
+
+def load(path: Path) -> ir.Model:
+    """What `save` wrote."""
+    model = ir.load(path)
+    for value in model.graph.initializers.values():
+        if isinstance(value.const_value, ir.ExternalTensor):
+            value.shape, value.dtype = ir.Shape(value.const_value.shape), value.const_value.dtype
+            value.const_value = None
+    return model
+
+
+def _text(value: Any, ignored: Collection[str] = ()) -> str:
+    """All that a spec and its functions are made of: settings, and what a function's code closes over.
+
+    Of an object that is unknown here the text has its address, so that no other is taken for it.
+    """
+    if isinstance(value, GraphSpec):
+        ignored = OF_DECODERS if value.component == "vae_encoder" else ()
+        return _text({each.name: getattr(value, each.name) for each in dataclasses.fields(value)}, ignored)
+    if isinstance(value, types.FunctionType):
+        code = value.__code__
+        closed = [cell.cell_contents for cell in value.__closure__ or ()]
+        return _text([code.co_filename, code.co_firstlineno, value.__defaults__, closed], ignored)
+    if isinstance(value, dict):
+        return _text([f"{name}={_text(each, ignored)}" for name, each in value.items() if name not in ignored])
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(_text(each, ignored) for each in value)}]"
+    return f"{tuple(value.shape)} {value.dtype}" if isinstance(value, torch.Tensor) else repr(value)
