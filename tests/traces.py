@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import types
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,10 @@ def shared_traces(shared: Shared) -> Iterator[None]:
     """Trace a graph when it is first asked for, in whatever worker; read it from then on."""
 
     def traced(spec: GraphSpec, *, opset: int) -> ir.Model:
-        key = hashlib.sha256(f"{opset} {_text(spec)}".encode()).hexdigest()[:16]
+        try:
+            key = hashlib.sha256(f"{opset} {_text(spec)}".encode()).hexdigest()[:16]
+        except TypeError:
+            return trace(spec, opset=opset)
         return load(shared(f"trace-{key}", lambda path: save(trace(spec, opset=opset), path)))
 
     with mock.patch.object(typed, "trace", traced):
@@ -47,7 +50,7 @@ def save(model: ir.Model, path: Path) -> None:
 
 
 def load(path: Path) -> ir.Model:
-    """What `save` wrote."""
+    """A model without the values of its weights, which `save` or an export wrote."""
     model = ir.load(path)
     for value in model.graph.initializers.values():
         if isinstance(value.const_value, ir.ExternalTensor):
@@ -59,7 +62,8 @@ def load(path: Path) -> ir.Model:
 def _text(value: Any, ignored: Collection[str] = ()) -> str:
     """All that a spec and its functions are made of: settings, and what a function's code closes over.
 
-    Of an object that is unknown here the text has its address, so that no other is taken for it.
+    Raises:
+        TypeError: there is something in it of which no text tells all.
     """
     if isinstance(value, GraphSpec):
         ignored = OF_DECODERS if value.component == "vae_encoder" else ()
@@ -68,8 +72,12 @@ def _text(value: Any, ignored: Collection[str] = ()) -> str:
         code = value.__code__
         closed = [cell.cell_contents for cell in value.__closure__ or ()]
         return _text([code.co_filename, code.co_firstlineno, value.__defaults__, closed], ignored)
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return _text([f"{name}={_text(each, ignored)}" for name, each in value.items() if name not in ignored])
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(_text(each, ignored) for each in value)}]"
-    return f"{tuple(value.shape)} {value.dtype}" if isinstance(value, torch.Tensor) else repr(value)
+    if isinstance(value, torch.Tensor):  # a sample: sizes are all that is read of it
+        return f"{tuple(value.shape)} {value.dtype}"
+    if value is None or isinstance(value, (str, bool, int, float, torch.dtype)):
+        return repr(value)
+    raise TypeError(f"a {type(value).__name__}")
