@@ -18,6 +18,9 @@ from telecine_export.graphs import GraphSpec
 from telecine_export.precision import typed
 from telecine_export.trace import trace
 
+# torch remembers what an operator makes of its inputs' shapes. That pays with a dozen equal blocks; in networks of one
+# or two it takes a third of the time. The graphs are the same; tests/scripts/test_check_real_sizes.py traces with it.
+WITHOUT_CACHE = {"fake_tensor_cache_enabled": False}
 # Settings of a VAE that its encoder does not read, and that tiny checkpoints differ in.
 OF_DECODERS = ("decoder_inject_noise", "timestep_conditioning")
 Shared = Callable[[str, Callable[[Path], object]], Path]
@@ -28,11 +31,15 @@ def shared_traces(shared: Shared) -> Iterator[None]:
     """Trace a graph when it is first asked for, in whatever worker; read it from then on."""
 
     def traced(spec: GraphSpec, *, opset: int) -> ir.Model:
+        def make(path: Path) -> None:
+            with torch._dynamo.config.patch(WITHOUT_CACHE):
+                save(trace(spec, opset=opset), path)
+
         try:
             key = hashlib.sha256(f"{opset} {_text(spec)}".encode()).hexdigest()[:16]
         except TypeError:
             return trace(spec, opset=opset)
-        return load(shared(f"trace-{key}", lambda path: save(trace(spec, opset=opset), path)))
+        return load(shared(f"trace-{key}", make))
 
     with mock.patch.object(typed, "trace", traced):
         yield

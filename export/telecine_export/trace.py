@@ -38,9 +38,6 @@ SIMPLIFICATIONS = (
     rules.reshape_reshape_rule, rules.squeeze_reshape_1d_rule, rules.transpose_transpose_rule,
     rules.unsqueeze_unsqueeze_rule,
 )  # fmt: skip
-# torch remembers what an operator makes of its inputs' shapes, which takes longer than working it out where sizes are
-# symbols: a third of the time of tracing a VAE.
-WITHOUT_CACHE = {"fake_tensor_cache_enabled": False}
 NOISY_LOGGERS = (
     "torch.__trace", "torch.onnx", "torch.onnx._internal.exporter._registration", "onnx_ir", "onnxscript",
     "diffusers", "transformers",
@@ -58,7 +55,7 @@ def trace(spec: GraphSpec, *, opset: int) -> ir.Model:
         module = spec.build(torch.float32)
     sample = {name: tensor.to("meta") for name, tensor in spec.sample.items()}
     dims = _dynamic_shapes(spec)
-    with _quiet(), torch.no_grad(), torch._dynamo.config.patch(WITHOUT_CACHE):
+    with _quiet(), torch.no_grad():
         # Export first, convert second: given the module, torch.onnx.export sets `backed_size_oblivious`, which
         # breaks `view(b, -1, ...)`.
         exported = torch.export.export(module, (), kwargs=sample, dynamic_shapes=dims, strict=False)
