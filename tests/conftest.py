@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
+import gc
 import importlib.util
 import os
 import shutil
@@ -19,6 +20,11 @@ from telecine.bundle import Bundle
 from telecine.manifest import FILE_NAME
 
 ROOT = Path(__file__).parents[1]
+
+
+def pytest_collection_finish() -> None:
+    """Objects of the imported modules stay: without this, every full garbage collection looks through them."""
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
