@@ -4,7 +4,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 TRITON := .triton-env
-INSTALL := -m pip install --quiet --disable-pip-version-check --constraint
+# Python compiles what it imports, a small part of all files.
+INSTALL := -m pip install --quiet --no-compile --disable-pip-version-check --constraint
 PIP    := $(BIN)/python $(INSTALL) constraints.txt
 
 # make demo MODEL=folder-or-hub-id PROMPT="..." GENERATE="--seed 3 --num-frames 49"
@@ -27,8 +28,9 @@ ARGS     ?=
 demo: $(VENV)/.demo
 	$(BIN)/python scripts/demo.py --model "$(MODEL)" --prompt "$(PROMPT)" -- $(GENERATE)
 
+# A thread for each of two workers: more would wait for each other.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not slow and not gpu" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not slow and not gpu" $(ARGS)
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "slow" $(ARGS)
@@ -72,9 +74,9 @@ $(VENV)/.engines: $(VENV)/.demo
 	@touch $@
 
 # The bindings of TensorRT come without its libraries: tests compare their doubles with them.
-$(VENV)/.dev: $(VENV)/.engines
+$(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(PIP) --editable ".[export,onnxruntime,video,tensorrt-rtx,dev]" tensorrt-cu13-bindings tensorrt-lean-cu13-bindings
-	@touch $@
+	@touch $(VENV)/.demo $(VENV)/.engines $@
 
 # An environment of its own: tritonserver and its client want other versions than the tests.
 $(TRITON)/.done: pyproject.toml constraints-triton.txt

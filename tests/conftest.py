@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
+import gc
 import importlib.util
 import os
 import shutil
@@ -19,6 +20,11 @@ from telecine.bundle import Bundle
 from telecine.manifest import FILE_NAME
 
 ROOT = Path(__file__).parents[1]
+
+
+def pytest_collection_finish() -> None:
+    """Objects of the imported modules stay: without this, every full garbage collection looks through them."""
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
@@ -43,8 +49,9 @@ def load_script(name: str) -> Any:
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
-    """`shared(name, make)`: a folder that `make(path)` fills once for all workers of a run.
+    """`shared(name, make)`: a folder or file that `make(path)` makes once for all workers of a run.
 
+    Exports in `make` share their traces.
     TELECINE_TEST_CACHE names a folder that keeps them between runs, for work on the runtime: empty it after a change
     to the exporter.
     """
@@ -62,8 +69,12 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[
         with open(root / f"{name}.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not done.exists():
+                # Imported here: tests of the runtime run where torch is not installed.
+                from traces import shared_traces
+
                 shutil.rmtree(target, ignore_errors=True)
-                make(target)
+                with shared_traces(get):
+                    make(target)
                 done.touch()
         return target
 
@@ -306,7 +317,7 @@ def kept_edited_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[...
 
 
 def _export(source: Path, destination: Path, upscaler: Path | None = None) -> None:
-    # Imported here: tests of the runtime run where torch is not installed.
+    # Imported here: see `shared`.
     from telecine_export.export import export_bundle
     from telecine_export.families.upscaler import with_upscaler
     from telecine_export.source import open_source

@@ -1,4 +1,4 @@
-"""What the README says of commands, options and parameters, held against the code and diffusers' signatures."""
+"""What the README and its pages say of commands, options and parameters, held against the code and diffusers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,13 @@ from telecine.cli import main
 from telecine.pipeline import Pipeline
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+# Beside the README, a page in some of the folders that it tells of.
+PAGES = {
+    path: path.read_text()
+    for folder in ("", "export", "engines", "runtime", "runtime/embed", "runtime/telecine/serving", "scripts/gallery")
+    for path in [ROOT / folder / "README.md"]
+}
+README = "\n".join(PAGES.values())
 # By the letters of the README's tables of parameters, and what they begin with.
 TABLES = {
     "| diffusers | of | telecine |": {
@@ -129,16 +135,29 @@ def test_every_option_that_is_named_exists() -> None:
     assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", README)) <= known
 
 
-def test_links_lead_somewhere() -> None:
-    headings = {
+def anchors(page: str) -> set[str]:
+    """The names that GitHub gives to a page's headings."""
+    return {
         re.sub(r"[^\w\- ]", "", line.lstrip("# ").lower()).replace(" ", "-")
-        for line in re.findall(r"^#+ .*", README, re.M)
+        for line in re.findall(r"^#+ .*", page, re.M)
     }
-    for link in re.findall(r"\]\(([^)\s]+)\)", README):
-        if link.startswith("#"):
-            assert link[1:] in headings, link
-        elif "://" not in link:
-            assert (ROOT / link).exists(), link
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(path: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", PAGES[path]):
+        if "://" not in link:
+            file, _, anchor = link.partition("#")
+            target = (path.parent / file).resolve() if file else path
+            assert target.exists(), link
+            assert not anchor or anchor in anchors(PAGES[target]), link
+
+
+def test_every_page_is_linked() -> None:
+    linked = {
+        (ROOT / link.partition("#")[0]).resolve() for link in re.findall(r"\]\(([^)\s]+)\)", PAGES[ROOT / "README.md"])
+    }
+    assert set(PAGES) - linked == {ROOT / "README.md"}
 
 
 def test_the_gallery_is_made_by_the_commands_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,7 +169,8 @@ def test_the_gallery_is_made_by_the_commands_beside_it(monkeypatch: pytest.Monke
     assert settings is not None
     assert settings[1].split() == DEMO
     for picture in PICTURES:
-        assert f"]({picture.file})" in README, picture.name
+        shown = {f"]({picture.file})", f"]({Path(picture.file).name})"}  # in the README, or beside it
+        assert any(each in README for each in shown), picture.name
         assert picture.command(["$DEMO"]) in commands, picture.name
 
 

@@ -71,18 +71,22 @@ class StepGuidance:
         return self.rescale if len(self.passes) > 1 else 0.0
 
     def combine(self, velocities: Array) -> Array:
-        """(passes * B, T, C) velocities, in the passes' order → (B, T, C)."""
+        """(passes * B, T, C) velocities, in the passes' order → (B, T, C) in their place: they are overwritten.
+
+        New arrays of this size would cost as much as the arithmetic: their pages come one by one, in every step.
+        """
         passes = self.passes
         if len(passes) == 1:
             return velocities
         given = dict(zip(passes, velocities.reshape(len(passes), -1, *velocities.shape[1:]), strict=True))
         guided = cond = given["positive"]
         if "negative" in given:
-            uncond = project(given["negative"], cond) if self.cfg_star else given["negative"]
-            guided = classifier_free(uncond, cond, self.scale)
+            uncond = given["negative"]
+            uncond = project(uncond, cond, out=uncond) if self.cfg_star else uncond
+            guided = classifier_free(uncond, cond, self.scale, out=uncond)
         if "perturbed" in given:
-            guided = spatio_temporal(guided, cond, given["perturbed"], self.stg_scale)
-        return rescale(guided, cond, self.rescale) if self.rescale > 0 else guided
+            guided = spatio_temporal(guided, cond, given["perturbed"], self.stg_scale, out=given["perturbed"])
+        return rescale(guided, cond, self.rescale, out=guided) if self.rescale > 0 else guided
 
 
 class HasPasses(Protocol):
@@ -110,51 +114,56 @@ class Guidance(Generic[Step]):
         return tuple(each for each in PASSES if each == "positive" or any(each in step.passes for step in self.steps))
 
 
-def classifier_free(uncond: Array, cond: Array, scale: float) -> Array:
+def classifier_free(uncond: Array, cond: Array, scale: float, *, out: Array | None = None) -> Array:
     """Extrapolate from two predictions (B, ...), float32: u + scale (c - u), bit for bit torch's.
+
+    `out` may be `uncond`.
 
     Source: Ho and Salimans 2022; diffusers `LTXPipeline.__call__`.
     """
     assert uncond.shape == cond.shape
-    out = np.subtract(cond, uncond, dtype=np.float32)
-    out *= np.float32(scale)
-    out += uncond
-    return out
+    difference = np.subtract(cond, uncond, dtype=np.float32)
+    difference *= np.float32(scale)
+    return np.add(uncond, difference, out=out)
 
 
-def project(uncond: Array, cond: Array) -> Array:
+def project(uncond: Array, cond: Array, *, out: Array | None = None) -> Array:
     """Scale each video of `uncond` (B, ...) to its nearest point to `cond`: u <c, u> / (|u|² + 1e-8), float32.
+
+    `out` may be `uncond`.
 
     Source: Fan et al. 2025 (CFG-Zero*), the optimized scale; Lightricks/LTX-Video `cfg_star_rescale`.
     """
     c, u = (values.reshape(len(values), -1) for values in (cond, uncond))
     dot = np.einsum("bn,bn->b", c, u, dtype=np.float64)
     factor = dot / (np.einsum("bn,bn->b", u, u, dtype=np.float64) + 1e-8)
-    return np.multiply(uncond, _per_video(factor, uncond.ndim), dtype=np.float32)
+    return np.multiply(uncond, _per_video(factor, uncond.ndim), out=out, dtype=np.float32)
 
 
-def spatio_temporal(guided: Array, cond: Array, perturbed: Array, scale: float) -> Array:
+def spatio_temporal(guided: Array, cond: Array, perturbed: Array, scale: float, *, out: Array | None = None) -> Array:
     """Push a guided prediction (B, ...) away from the perturbed network's: g + scale (c - p), float32.
+
+    `out` may be `perturbed`.
 
     Source: Hyung et al. 2024 (STG); Lightricks/LTX-Video `LTXVideoPipeline.__call__`.
     """
-    out = np.subtract(cond, perturbed, dtype=np.float32)
+    out = np.subtract(cond, perturbed, out=out, dtype=np.float32)
     out *= np.float32(scale)
     out += guided
     return out
 
 
-def rescale(guided: Array, cond: Array, phi: float) -> Array:
+def rescale(guided: Array, cond: Array, phi: float, *, out: Array | None = None) -> Array:
     """Pull the spread of a guided prediction (B, ...) back to that of `cond`, by a factor phi in 0..1.
 
-    The standard deviations are unbiased, over all axes but the batch.
+    `out` may be `guided`. The standard deviations are unbiased, over all axes but the batch.
 
     Source: Lin et al. 2023, section 3.4; diffusers `rescale_noise_cfg`.
     """
     ratio = deviation(cond) / deviation(guided)
     # phi * (g * ratio) + (1 - phi) * g, as one multiplication of the large array.
     factor = phi * ratio + (1 - phi)
-    return np.multiply(guided, _per_video(factor, guided.ndim), dtype=np.float32)
+    return np.multiply(guided, _per_video(factor, guided.ndim), out=out, dtype=np.float32)
 
 
 @overridable

@@ -77,7 +77,7 @@ def mutant(name: str, style: str = "5b", kind: str = "ddim", **change: Any) -> C
 @mutant("guidance order swapped")
 def _(patch: Patch) -> None:
     right = telecine.guidance.classifier_free
-    patch(telecine.guidance, "classifier_free", lambda uncond, cond, scale: right(cond, uncond, scale))
+    patch(telecine.guidance, "classifier_free", lambda uncond, cond, scale, out: right(cond, uncond, scale))
 
 
 @mutant("negative prompt ignored")

@@ -125,18 +125,18 @@ def _(patch: Patch) -> None:
 @mutant("guidance order swapped")
 def _(patch: Patch) -> None:
     right = telecine.guidance.classifier_free
-    patch(telecine.guidance, "classifier_free", lambda uncond, cond, scale: right(cond, uncond, scale))
+    patch(telecine.guidance, "classifier_free", lambda uncond, cond, scale, out: right(cond, uncond, scale))
 
 
 @mutant("guidance 3.05 for 3")
 def _(patch: Patch) -> None:
     right = telecine.guidance.classifier_free
-    patch(telecine.guidance, "classifier_free", lambda uncond, cond, scale: right(uncond, cond, scale + 0.05))
+    patch(telecine.guidance, "classifier_free", lambda uncond, cond, scale, out: right(uncond, cond, scale + 0.05))
 
 
 @mutant("guidance rescale ignored", **RESCALED)
 def _(patch: Patch) -> None:
-    patch(telecine.guidance, "rescale", lambda guided, cond, phi: guided)
+    patch(telecine.guidance, "rescale", lambda guided, cond, phi, out: guided)
 
 
 @mutant("guidance rescale over the whole batch", **RESCALED)

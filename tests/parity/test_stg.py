@@ -371,7 +371,7 @@ def _(patch: Patch) -> None:
 def patch_stg(patch: Patch, wrong: Callable[..., np.ndarray]) -> None:
     """Put `wrong(right, guided, cond, perturbed, scale)` in place of the term of spatio-temporal guidance."""
     right = telecine.guidance.spatio_temporal
-    patch(telecine.guidance, "spatio_temporal", lambda *arguments: wrong(right, *arguments))
+    patch(telecine.guidance, "spatio_temporal", lambda *arguments, out: wrong(right, *arguments))
 
 
 @mutant("sign of the term")
@@ -402,13 +402,13 @@ def _(patch: Patch) -> None:
         return right(rescale(guided, cond, 0.5), cond, perturbed, scale)
 
     patch_stg(patch, term_after)
-    patch(telecine.guidance, "rescale", lambda guided, cond, phi: guided)
+    patch(telecine.guidance, "rescale", lambda guided, cond, phi, out: guided)
 
 
 @mutant("a rescaling of 1 for none, as in the original code")
 def _(patch: Patch) -> None:
     rescale = telecine.guidance.rescale
-    patch(telecine.guidance, "rescale", lambda guided, cond, phi: rescale(guided, cond, 1 - phi))
+    patch(telecine.guidance, "rescale", lambda guided, cond, phi, out: rescale(guided, cond, 1 - phi))
 
 
 @mutant("CFG-star's product over the whole batch")
@@ -418,19 +418,19 @@ def _(patch: Patch) -> None:
     patch(
         telecine.guidance,
         "project",
-        lambda uncond, cond: right(uncond.reshape(whole), cond.reshape(whole)).reshape(uncond.shape),
+        lambda uncond, cond, out: right(uncond.reshape(whole), cond.reshape(whole)).reshape(uncond.shape),
     )
 
 
 @mutant("CFG-star left out")
 def _(patch: Patch) -> None:
-    patch(telecine.guidance, "project", lambda uncond, cond: uncond)
+    patch(telecine.guidance, "project", lambda uncond, cond, out: uncond)
 
 
 @mutant("CFG-star of the positive prediction")
 def _(patch: Patch) -> None:
     right = telecine.guidance.project
-    patch(telecine.guidance, "project", lambda uncond, cond: right(cond, uncond))
+    patch(telecine.guidance, "project", lambda uncond, cond, out: right(cond, uncond))
 
 
 @mutant("settings a step late")

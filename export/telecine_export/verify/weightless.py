@@ -46,7 +46,7 @@ def denoise_step(bundle: Bundle, source: Source) -> list[Pair]:
                     "anchor": anchor, "coefficients": step.coefficients(shape[1]),
                 }  # fmt: skip
                 made = session.run(feeds)
-                combined = guided.combine(predictions.reshape(-1, *shape[1:]))
+                combined = guided.combine(predictions.reshape(-1, *shape[1:]).copy())
                 expected = np.concatenate(step.apply(sample, combined, noise, anchor))
                 case = f"{'+'.join(guided.passes)}, {' x '.join(map(str, shape))}"
                 pairs.append(_pair(case, feeds, np.concatenate([made["latents"], made["denoised"]]), expected))

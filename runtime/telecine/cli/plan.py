@@ -34,7 +34,8 @@ def plan(
 ) -> None:  # fmt: skip
     """Write to the folder OUT all that a host needs to make one video with BUNDLE, without Python.
 
-    Without --prompt (and --prompt-embeds) the host fills in the tokens of a prompt. README.md has the format.
+    Without --prompt (and --prompt-embeds) the host fills in the tokens of a prompt. The format is told in
+    runtime/embed/README.md.
     """
     from telecine.bundle import Bundle
     from telecine.plan import make_plan

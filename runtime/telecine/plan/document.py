@@ -1,4 +1,4 @@
-"""`plan.json`: a program, its buffers and what it runs, as JSON; the README specifies it."""
+"""`plan.json`: a program, its buffers and what it runs, as JSON; runtime/embed/README.md specifies it."""
 
 from __future__ import annotations
 
