@@ -104,7 +104,7 @@ CONNECTOR_STYLES: dict[str, dict[str, Any]] = {
 }
 VAE: dict[str, Any] = {
     "latent_channels": LATENT_CHANNELS,
-    "layers_per_block": (1, 1, 1, 1, 1),
+    "layers_per_block": (1, 0, 0, 0, 1),  # tracing takes its time of every layer
     "encoder_causal": True,
     "decoder_causal": False,
     "spatial_compression_ratio": 32,
@@ -114,13 +114,13 @@ VAES: dict[str, dict[str, Any]] = {
     "2.0": {
         "block_out_channels": (16, 32, 32, 64),
         "decoder_block_out_channels": (8, 16, 32),
-        "decoder_layers_per_block": (1, 2, 1, 1),
+        "decoder_layers_per_block": (1, 0, 0, 1),
         "decoder_spatial_padding_mode": "reflect",
     },
     "2.3": {
         "block_out_channels": (16, 32, 64, 64),
         "decoder_block_out_channels": (8, 16, 16, 32),
-        "decoder_layers_per_block": (1, 2, 1, 1, 1),
+        "decoder_layers_per_block": (1, 0, 0, 0, 1),
         "decoder_spatio_temporal_scaling": (True,) * 4,
         "decoder_inject_noise": (False,) * 5,
         "upsample_type": ("spatiotemporal", "spatiotemporal", "temporal", "spatial"),
@@ -140,18 +140,18 @@ VOCODER: dict[str, Any] = {
     "in_channels": 2 * MEL_BINS,
     "hidden_channels": 32,
     "resnet_kernel_sizes": [3, 7],
-    "resnet_dilations": [[1, 3], [1, 5]],
+    "resnet_dilations": [[1], [3]],
 }
-FIRST: dict[str, Any] = {"upsample_kernel_sizes": [16, 15, 16], "upsample_factors": [6, 5, 8]}  # a second of 24000
+FIRST: dict[str, Any] = {"upsample_kernel_sizes": [17, 20], "upsample_factors": [15, 16]}  # a second of 24000
 EXTENDED: dict[str, Any] = {  # a second of 16000, then of 48000
-    "upsample_kernel_sizes": [11, 16, 8],
-    "upsample_factors": [5, 8, 4],
+    "upsample_kernel_sizes": [12, 20],
+    "upsample_factors": [10, 16],
     "bwe_in_channels": 2 * MEL_BINS,
     "bwe_hidden_channels": 16,
-    "bwe_upsample_kernel_sizes": [12, 11, 16],
-    "bwe_upsample_factors": [6, 5, 8],
+    "bwe_upsample_kernel_sizes": [17, 20],
+    "bwe_upsample_factors": [15, 16],
     "bwe_resnet_kernel_sizes": [3, 7],
-    "bwe_resnet_dilations": [[1, 3], [1, 5]],
+    "bwe_resnet_dilations": [[1], [3]],
     "filter_length": 128,
     "window_length": 128,
     "num_mel_channels": MEL_BINS,
@@ -162,8 +162,8 @@ AUDIO_VAE_RULES = (("decoder.conv_out.conv.weight", 0.0, 0.5), (".bias", 0.0, 0.
 # Samples in [-1, 1] near a standard deviation of 0.3, so that few are clipped.
 FIRST_RULES = (("conv_out.weight", 0.0, 0.4), (".bias", 0.0, 0.1))
 EXTENDED_RULES = (
-    ("bwe_generator.conv_out.weight", 0.0, 0.02),
-    ("vocoder.conv_out.weight", 0.0, 0.02),
+    ("bwe_generator.conv_out.weight", 0.0, 0.05),
+    ("vocoder.conv_out.weight", 0.0, 0.05),
     (".alpha", 0.0, 0.3),
     (".beta", 0.0, 0.3),
     (".bias", 0.0, 0.1),

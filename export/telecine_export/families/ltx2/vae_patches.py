@@ -1,8 +1,8 @@
 """Every change to LTX-2's traced VAEs and vocoders: set on instances, so that diffusers stays as it is.
 
 What diffusers pads by repeating or reflecting becomes a Concat or a Pad, where its own code traces to gathers of
-computed indices; a filter that all channels share runs over them as over a batch, where its own code expands a weight
-to groups. Values are the same. Buffers that checkpoints have are weights here.
+computed indices; a filter that all channels share runs over them as over a picture's rows, where its own code expands
+a weight to groups. Values are the same. Buffers that checkpoints have are weights here.
 """
 
 from __future__ import annotations
@@ -65,22 +65,18 @@ def patch_video_vae(half: nn.Module) -> None:
 def _upsample(upsampler: UpSample1d, states: Tensor) -> Tensor:
     """UpSample1d.forward."""
     padded = repeat_edges(states, 2, upsampler.pad, upsampler.pad)
-    weight: Any = upsampler.filter
-    return upsample(padded, weight, upsampler.ratio)[..., upsampler.pad_left : -upsampler.pad_right]
+    return upsample(padded, upsampler.filter, upsampler.ratio)[..., upsampler.pad_left : -upsampler.pad_right]
 
 
 def upsample(states: Tensor, filter_: Tensor, ratio: int) -> Tensor:
-    """(B, C, T) through one (1, 1, K) filter with zeros between its values: `ratio` times as many."""
-    made = ratio * F.conv_transpose1d(states.flatten(0, 1)[:, None], filter_, stride=ratio)
-    return made[:, 0].unflatten(0, (-1, states.shape[1]))
+    """(B, C, T) through one (1, 1, K) filter, `ratio` values for each: as pictures of C rows."""
+    return ratio * F.conv_transpose2d(states[:, None], filter_[:, :, None], stride=(1, ratio))[:, 0]
 
 
 def _downsample(downsampler: DownSample1d, states: Tensor) -> Tensor:
     """DownSample1d.forward."""
     padded = repeat_edges(states, 2, downsampler.pad_left, downsampler.pad_right)
-    weight: Any = downsampler.filter
-    made = F.conv1d(padded.flatten(0, 1)[:, None], weight, stride=downsampler.ratio)
-    return made[:, 0].unflatten(0, (-1, states.shape[1]))
+    return F.conv2d(padded[:, None], downsampler.filter[:, :, None], stride=(1, downsampler.ratio))[:, 0]
 
 
 FILTERS: Mapping[type, Any] = {UpSample1d: _upsample, DownSample1d: _downsample}
@@ -98,4 +94,4 @@ def patch_vocoder(vocoder: nn.Module) -> None:
             delattr(module, BUFFERS[kind])
             setattr(module, BUFFERS[kind], nn.Parameter(buffer, requires_grad=False))
         if kind in FILTERS:
-            module.forward = partial(FILTERS[kind], module)
+            module.forward = partial(FILTERS[kind], module)  # type: ignore[method-assign]
