@@ -66,7 +66,7 @@ def test_what_was_measured_is_not_measured_again(
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_real_networks(name: str, tmp_path: Path) -> None:
-    """About 10 minutes and 26 GB of disk in all; what does not fit into memory is exported and not run."""
+    """Half an hour and up to 38 GB of disk; what does not fit into memory is exported and not run."""
     command = [sys.executable, check_real_sizes.__file__, name, "--out", str(tmp_path)]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -108,7 +108,7 @@ def turn(states: Tensor, rotary: Rotary) -> Tensor:
 
 
 def _attended(
-    attn: LTX2Attention, query: Tensor, key: Tensor, value: Tensor, queries: Rotary | None, keys: Rotary | None
+    attn: Any, query: Tensor, key: Tensor, value: Tensor, queries: Rotary | None, keys: Rotary | None
 ) -> Tensor:
     """(B, T, D) of normalised and rotated queries and keys."""
     query, key = attn.norm_q(query), attn.norm_k(key)

@@ -271,6 +271,18 @@ def test_published_configurations_are_covered() -> None:
         check_transformer(Path("transformer"), complete(LTX2VideoTransformer3DModel, change))
 
 
+def test_fp8_takes_every_product_of_the_blocks_but_the_gates(ltx2_transformer: Exported) -> None:
+    exported = ltx2_transformer("2.3", "fp8")
+    model = onnx.load(str(exported.path), load_external_data=False)
+    stored = {each.name for each in model.graph.initializer if each.data_type == onnx.TensorProto.FLOAT8E4M3FN}
+    with open_source(str(exported.source)).checkpoint("transformer") as weights:
+        products = {
+            name for name in weights.names()
+            if name.startswith("transformer_blocks.") and name.endswith(".weight") and len(weights.shape(name)) == 2
+        }  # fmt: skip
+    assert stored == {name for name in products if "to_gate_logits" not in name}
+
+
 @pytest.mark.parametrize(("precision", "bound"), [("fp16", 0.01), ("fp8", 0.2)])
 def test_lower_precisions_stay_near(precision: str, bound: float, ltx2_transformer: Exported) -> None:
     """In deviations of float32's velocities, on average; bf16 has no kernels on a CPU.
