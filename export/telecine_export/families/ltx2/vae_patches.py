@@ -65,7 +65,8 @@ def patch_video_vae(half: nn.Module) -> None:
 def _upsample(upsampler: UpSample1d, states: Tensor) -> Tensor:
     """UpSample1d.forward."""
     padded = repeat_edges(states, 2, upsampler.pad, upsampler.pad)
-    return upsample(padded, upsampler.filter, upsampler.ratio)[..., upsampler.pad_left : -upsampler.pad_right]
+    weight: Any = upsampler.filter
+    return upsample(padded, weight, upsampler.ratio)[..., upsampler.pad_left : -upsampler.pad_right]
 
 
 def upsample(states: Tensor, filter_: Tensor, ratio: int) -> Tensor:
@@ -76,7 +77,8 @@ def upsample(states: Tensor, filter_: Tensor, ratio: int) -> Tensor:
 def _downsample(downsampler: DownSample1d, states: Tensor) -> Tensor:
     """DownSample1d.forward."""
     padded = repeat_edges(states, 2, downsampler.pad_left, downsampler.pad_right)
-    return F.conv2d(padded[:, None], downsampler.filter[:, :, None], stride=(1, downsampler.ratio))[:, 0]
+    weight: Any = downsampler.filter
+    return F.conv2d(padded[:, None], weight[:, :, None], stride=(1, downsampler.ratio))[:, 0]
 
 
 FILTERS: Mapping[type, Any] = {UpSample1d: _upsample, DownSample1d: _downsample}
@@ -94,4 +96,4 @@ def patch_vocoder(vocoder: nn.Module) -> None:
             delattr(module, BUFFERS[kind])
             setattr(module, BUFFERS[kind], nn.Parameter(buffer, requires_grad=False))
         if kind in FILTERS:
-            module.forward = partial(FILTERS[kind], module)  # type: ignore[method-assign]
+            module.forward = partial(FILTERS[kind], module)
