@@ -143,9 +143,10 @@ def test_embeddings_instead_of_text(run: Run, tmp_path: Path) -> None:
 def test_every_parameter_of_generate_has_an_option() -> None:
     parameters = set(inspect.signature(Pipeline.generate).parameters) - {"self", "callback"}
     in_the_embeds_file = {"prompt_attention_mask", "negative_prompt_embeds", "negative_prompt_attention_mask"}
+    in_the_latents_file = {"audio_latents"}
     by_image_and_video = {"image", "video", "conditions"}
     names = {option.name for option in command.params}
-    assert parameters - in_the_embeds_file - by_image_and_video <= names
+    assert parameters - in_the_embeds_file - in_the_latents_file - by_image_and_video <= names
     assert {"images", "videos"} <= names
 
 
