@@ -74,8 +74,7 @@ def test_heads_that_are_normed_and_rotated_are_joined_again(
     sizes = {"batch": batch, "frame_groups": frames, "rows": rows, "columns": columns, "text_length": 9}
     with session(bundle, own=True) as own, session(bundle, own=False) as plain:
         inputs = {
-            name: random.standard_normal(resolve(spec, sizes), dtype=np.float32)
-            for name, spec in plain.inputs.items()
+            name: random.standard_normal(resolve(spec, sizes), dtype=np.float32) for name, spec in plain.inputs.items()
         }
         got, expected = (each.run(inputs)["prediction"] for each in (own, plain))
     assert got.shape == (batch, frames * (host["patch_size_t"] or 1), host["latent_channels"], 2 * rows, 2 * columns)
