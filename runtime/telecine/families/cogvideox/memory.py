@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from telecine.families.base import Models
@@ -61,12 +62,7 @@ class RunMemory:
             kept = frames_bytes(request, clip.video(host.grid)) if models.keeps_frames else 0
             decoder = _Half.of(DECODER, models, host, clip, request.videos, host_bytes + kept)
         halves = [half for half in (encoder, decoder) if half]
-        if options.memory_limit is not None:
-            least = max(need.least for need in (*text, denoising))
-            least = max([least, *(half.need().alone + half.least(options) for half in halves)])
-            check_limit(options.memory_limit, least)
-            reserved = max((half.need().alone for half in halves), default=0)
-            options = dataclasses.replace(options, reserved=reserved, least=least)
+        options = _reserving(options, halves, least=max(need.least for need in (*text, denoising)))
         encoding, decoding = (half.plan(options) if half else None for half in (encoder, decoder))
         return cls(
             needs=(
@@ -132,6 +128,20 @@ class _Half:
             component=self.component, weights=self.weights, activations=activations, host=self.host_bytes,
             roles=self.roles,
         )  # fmt: skip
+
+
+def _reserving(options: TilingOptions, halves: Sequence[_Half], *, least: int) -> TilingOptions:
+    """The same, telling what a limit must have room for beside the VAE's activations; `least` is of other stages.
+
+    Raises:
+        RequestError: a limit that cannot be met.
+    """
+    if options.memory_limit is None:
+        return options
+    least = max([least, *(half.need().alone + half.least(options) for half in halves)])
+    check_limit(options.memory_limit, least)
+    reserved = max((half.need().alone for half in halves), default=0)
+    return dataclasses.replace(options, reserved=reserved, least=least)
 
 
 def largest_picture(models: Models, half: Half, length: int) -> Sides | None:
