@@ -64,7 +64,8 @@ class Settings:
     def without(self, names: Collection[str]) -> Settings:
         """The same, without what a family does not take."""
         own = {field.name for field in dataclasses.fields(self)}
-        return dataclasses.replace(self, **dict.fromkeys(own.intersection(names)))
+        nothing: dict[str, Any] = dict.fromkeys(own.intersection(names))
+        return dataclasses.replace(self, **nothing)
 
     @property
     def on_gpu(self) -> bool:
