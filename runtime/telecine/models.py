@@ -156,9 +156,10 @@ class LoadedModels:
         )
         before = self._residents.held.get(component)
         _, dropped = self._residents.enter(need, self._limit)
-        loaded = self._residents.held[component].weights // len(need.roles)
-        self._streamed[component] = loaded if loaded < facts.weights else None
-        if facts.streams and before is not None and before.weights // len(before.roles) != loaded:
+        held = self._residents.held[component]
+        share = held.weights // len(held.roles)
+        self._streamed[component] = share if held.weights < need.weights else None
+        if need.streams and before is not None and before.weights // len(before.roles) != share:
             dropped = (*dropped, component)
         for key in [key for key in self._sessions if key[0] in dropped]:
             self._sessions.pop(key).close()
@@ -188,8 +189,9 @@ class LoadedModels:
         for name, need in self._residents.held.items():
             roles = tuple(role for component, role in loaded if component == name)
             if roles:
-                facts = self.facts(name, roles[0])
-                yield name, need if facts.streams else replace(need, weights=len(roles) * facts.weights, roles=roles)
+                facts = [self.facts(name, role) for role in roles]
+                weights = need.weights if facts[0].streams else sum(each.weights for each in facts)
+                yield name, replace(need, weights=weights, roles=roles)
 
     def facts(self, component: str, role: str = "main") -> NetworkFacts:
         key = (component, role)
