@@ -4,25 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from telecine.errors import SourceError
+from telecine.shapes import LatentShape
 from telecine_export.families.cogvideox import networks as cogvideox
 from telecine_export.families.cogvideox import precision as cogvideox_precision
+from telecine_export.families.cogvideox import step as cogvideox_step
 from telecine_export.families.ltx_video import networks as ltx_video
 from telecine_export.families.ltx_video import precision as ltx_video_precision
+from telecine_export.families.ltx_video import step as ltx_video_step
 from telecine_export.families.ltx_video.upscaler import UPSCALER_CLASS
-from telecine_export.graphs import GraphSpec
+from telecine_export.graphs import GraphSpec, StepCall
 from telecine_export.precision.policy import Policy
 from telecine_export.precision.trial import Trial
 from telecine_export.source import Source
+
+
+class StepCallOf(Protocol):
+    """Of a transformer's configuration."""
+
+    def __call__(self, config: Mapping[str, Any], latent: LatentShape, *, batch: int, text_length: int) -> StepCall: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
     """What export needs to know of a family; each function reads a source's configurations.
 
-    `policies` are by component: what of it stays in higher precision. `trial` is what precision is tried on.
+    `policies` are by component: what of it stays in higher precision. `trial` is what precision is tried on;
+    `step_call` what operations are counted of.
     """
 
     name: str
@@ -32,6 +42,7 @@ class Family:
     presets: Callable[[Source], dict[str, dict[str, Any]]]
     policies: Mapping[str, Policy]
     trial: Trial
+    step_call: StepCallOf
 
 
 LTX_VIDEO = Family(
@@ -42,6 +53,7 @@ LTX_VIDEO = Family(
     presets=ltx_video.presets,
     policies=ltx_video_precision.POLICIES,
     trial=ltx_video_precision.TRIAL,
+    step_call=ltx_video_step.step_call,
 )
 
 COGVIDEOX = Family(
@@ -52,6 +64,7 @@ COGVIDEOX = Family(
     presets=cogvideox.presets,
     policies=cogvideox_precision.POLICIES,
     trial=cogvideox_precision.TRIAL,
+    step_call=cogvideox_step.step_call,
 )
 
 FAMILIES: Mapping[str, Family] = {

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from telecine.condition import Condition
 from telecine.conditioning import PREFIX_LATENT_FRAMES
 from telecine.families.base import Models
-from telecine.families.bound import ONE_BY_ONE
 from telecine.families.ltx_video.decode import largest_tile
 from telecine.families.ltx_video.host import Host
+from telecine.families.needs import denoising_need, frames_bytes, text_needs
 from telecine.guidance import Guidance
 from telecine.memory_budget import FLOAT, Need, check_limit
 from telecine.request import Request
-from telecine.shapes import Grid, LatentShape, VideoShape
+from telecine.shapes import Grid, LatentShape
 from telecine.tiling import Footprint, Largest, Plan, TilingOptions, least_peak, plan_decoder, plan_encoder
 from telecine.upscale_request import UpscaleRequest
 
@@ -46,18 +46,13 @@ class RunMemory:
             RequestError: a limit that cannot be met, or tiles that cannot be.
             EngineError: an engine takes no such tiles, or there is none.
         """
-        options = request.tiling_options()
         conditions = _Conditions.of(request, latent)
         host_bytes = _host_bytes(request, host, latent, guidance, conditions)
-        text = _text(models, request, host_bytes)
-        batched, sequential = (
-            _transformer(models, request, latent.tokens + conditions.extra_tokens, passes, host_bytes)
-            for passes in (len(guidance.passes), 1)
-        )
-        limit = options.memory_limit
-        one_by_one = limit is not None and batched.alone > limit
-        large = request.videos * latent.tokens >= ONE_BY_ONE
-        denoising = sequential if one_by_one or (large and not models.facts("transformer").batch_pays) else batched
+        text = text_needs(models, request, host_bytes)
+        denoising, one_by_one = denoising_need(
+            models, request, tokens=latent.tokens, beside=conditions.extra_tokens, passes=len(guidance.passes),
+            host_bytes=host_bytes,
+        )  # fmt: skip
         least = max(need.least for need in (*text, denoising, *beside))
         encoded = dataclasses.replace(latent, frames=conditions.encoded) if conditions.encoded else None
         vae = _Vae.plan(models, request, host, host_bytes, least, encoded=encoded, decoded=latent)
@@ -164,7 +159,7 @@ class _Vae:
         encoder = None if encoded is None else _Half.encoder(models, host, encoded)
         decoder = None if request.output_type == "latent" else _Half.decoder(models, host, decoded, request.videos)
         if decoder and models.keeps_frames:
-            host_bytes += _frames_bytes(request, decoded.video(host.grid))
+            host_bytes += frames_bytes(request, decoded.video(host.grid))
         halves = [half for half in (encoder, decoder) if half]
         if options.memory_limit is not None:
             reserved = max((half.need(host_bytes).alone for half in halves), default=0)
@@ -183,11 +178,6 @@ class _Vae:
 def _unlimited(options: TilingOptions, host: Host, latent: LatentShape, videos: int) -> Plan:
     """Of latents that are not decoded: what was said of tiles is checked all the same."""
     return plan_decoder(dataclasses.replace(options, memory_limit=None), latent, host.grid, host.decoder, videos=videos)
-
-
-def _frames_bytes(request: Request | UpscaleRequest, video: VideoShape) -> int:
-    values = request.videos * video.num_frames * video.height * video.width * 3
-    return values * (1 if request.output_type == "uint8" else FLOAT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -228,33 +218,6 @@ def upsampler_need(models: Models, host: Host, latent: LatentShape, videos: int,
         streams=facts.streams,
         activations=models.activation_bytes("latent_upsampler", videos * latent.tokens),
         host=host_bytes + 4 * videos * host.require_upsampler().enlarged(latent).tokens * host.latent_channels * FLOAT,
-    )
-
-
-def _text(models: Models, request: Request, host_bytes: int) -> tuple[Need, ...]:
-    """Of the text encoder, one call for the prompts and one for the negative ones; none where embeddings are given."""
-    if request.prompt_embeds is not None and request.negative_prompt_embeds is not None:
-        return ()
-    rows, facts = request.prompts * request.max_sequence_length, models.facts("text_encoder")
-    need = Need(
-        component="text_encoder",
-        weights=facts.weights,
-        streams=facts.streams,
-        activations=models.activation_bytes("text_encoder", rows),
-        host=host_bytes,
-    )
-    return (need,)
-
-
-def _transformer(models: Models, request: Request, tokens: int, passes: int, host_bytes: int) -> Need:
-    """With so many passes at once."""
-    rows, facts = passes * request.videos * tokens, models.facts("transformer")
-    return Need(
-        component="transformer",
-        weights=facts.weights,
-        streams=facts.streams,
-        activations=models.activation_bytes("transformer", rows),
-        host=host_bytes,
     )
 
 
