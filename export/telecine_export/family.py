@@ -4,29 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from telecine.errors import SourceError
+from telecine.shapes import LatentShape
 from telecine_export.families.cogvideox import networks as cogvideox
 from telecine_export.families.cogvideox import precision as cogvideox_precision
+from telecine_export.families.cogvideox import step as cogvideox_step
 from telecine_export.families.ltx2 import networks as ltx2
 from telecine_export.families.ltx2 import precision as ltx2_precision
+from telecine_export.families.ltx2 import step as ltx2_step
 from telecine_export.families.ltx_video import networks as ltx_video
 from telecine_export.families.ltx_video import precision as ltx_video_precision
+from telecine_export.families.ltx_video import step as ltx_video_step
 from telecine_export.families.upscaler import UPSCALERS
-from telecine_export.graphs import GraphSpec
+from telecine_export.graphs import GraphSpec, StepCall
 from telecine_export.precision.policy import Policy
 from telecine_export.precision.trial import Trial
 from telecine_export.source import Source
 from telecine_export.tokenizer import GEMMA, T5, TokenizerKind
 
 
+class StepCallOf(Protocol):
+    """Of a transformer's configuration."""
+
+    def __call__(self, config: Mapping[str, Any], latent: LatentShape, *, batch: int, text_length: int) -> StepCall: ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
     """What export needs to know of a family; each function reads a source's configurations.
 
-    `policies` are by component: what of it stays in higher precision. `trial` is what precision is tried on.
-    `tokenizer` is its text encoder's.
+    `policies` are by component: what of it stays in higher precision. `trial` is what precision is tried on;
+    `step_call` what operations are counted of. `tokenizer` is its text encoder's.
     """
 
     name: str
@@ -36,6 +46,7 @@ class Family:
     presets: Callable[[Source], dict[str, dict[str, Any]]]
     policies: Mapping[str, Policy]
     trial: Trial
+    step_call: StepCallOf
     tokenizer: TokenizerKind = T5
 
 
@@ -47,6 +58,7 @@ LTX_VIDEO = Family(
     presets=ltx_video.presets,
     policies=ltx_video_precision.POLICIES,
     trial=ltx_video_precision.TRIAL,
+    step_call=ltx_video_step.step_call,
 )
 
 COGVIDEOX = Family(
@@ -57,6 +69,7 @@ COGVIDEOX = Family(
     presets=cogvideox.presets,
     policies=cogvideox_precision.POLICIES,
     trial=cogvideox_precision.TRIAL,
+    step_call=cogvideox_step.step_call,
 )
 
 LTX2 = Family(
@@ -67,6 +80,7 @@ LTX2 = Family(
     presets=ltx2.presets,
     policies=ltx2_precision.POLICIES,
     trial=ltx2_precision.TRIAL,
+    step_call=ltx2_step.step_call,
     tokenizer=GEMMA,
 )
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 AxisNames = Mapping[int, str]
+# diffusers' transformer, and what its pipeline calls it with.
+StepCall = tuple[nn.Module, dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes import common
 
@@ -33,21 +34,38 @@ def for_onnxruntime_cpu(model: ir.Model) -> ir.Model | None:
 def _fuse_attention(graph: ir.Graph, attention: ir.Node) -> bool:
     """Attention without a bias, over heads split and joined around it → MultiHeadAttention of (B, T, D).
 
-    One with a bias stays: MultiHeadAttention would hold its scores too, and a text is short.
+    What is normed or rotated between is joined again before: a copy, where the scores would be many. One with a bias
+    stays: MultiHeadAttention would hold its scores too, and a text is short.
     """
     causal, softcap, scale = (attention.attributes.get(name) for name in ("is_causal", "softcap", "scale"))
     if len(attention.inputs) != 3 or (causal and causal.as_int()) or (softcap and softcap.as_float()):
         return False
     splits = [_split_heads(value) for value in attention.inputs]
     joined = _only_user(_only_user(attention, "Transpose"), "Reshape")
-    if joined is None or None in splits:
+    heads = next((split[1] for split in splits if split is not None), None)
+    if joined is None or heads is None:
         return False
-    operands, heads = zip(*(split for split in splits if split is not None), strict=True)
-    attributes: dict[str, int | float] = {"num_heads": heads[0]}
+    operands = [
+        split[0] if split is not None else _join_heads(graph, attention, value)
+        for split, value in zip(splits, attention.inputs, strict=True)
+    ]
+    attributes: dict[str, int | float] = {"num_heads": heads}
     if scale is not None:
         attributes["scale"] = scale.as_float()
-    _replace(graph, joined, "MultiHeadAttention", list(operands), attributes)
+    _replace(graph, joined, "MultiHeadAttention", operands, attributes)
     return True
+
+
+def _join_heads(graph: ir.Graph, attention: ir.Node, value: ir.Value | None) -> ir.Value:
+    """(B, heads, T, size) → (B, T, D), before the node that reads it."""
+    assert value is not None
+    transpose = ir.node("Transpose", [value], attributes={"perm": list(HEADS_FIRST)}, name=f"{value.name}_tokens")
+    shape = _constant(graph, "joined_heads", np.array([0, 0, -1], np.int64))
+    reshape = ir.node("Reshape", [transpose.outputs[0], shape], name=f"{value.name}_joined")
+    for node in (transpose, reshape):
+        node.outputs[0].name = node.name
+    graph.insert_before(attention, [transpose, reshape])
+    return reshape.outputs[0]
 
 
 def _split_heads(value: ir.Value | None) -> tuple[ir.Value, int] | None:
@@ -99,11 +117,15 @@ def _pairs(half: ir.Value | None) -> ir.Value | None:
 
 def _first_position(graph: ir.Graph) -> ir.Value:
     """RotaryEmbedding's position of the first row: cos and sin are those of the tokens, in their order."""
-    name = "first_position"
+    return _constant(graph, "first_position", np.zeros(1, np.int64))
+
+
+def _constant(graph: ir.Graph, name: str, values: npt.NDArray[np.int64]) -> ir.Value:
+    """An initializer of the graph by this name, made once."""
     if name not in graph.initializers:
-        zero = ir.tensor(np.zeros(1, np.int64), name=name)
+        tensor = ir.tensor(values, name=name)
         graph.register_initializer(
-            ir.Value(name=name, const_value=zero, type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([1]))
+            ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(values.shape))
         )
     return graph.initializers[name]
 

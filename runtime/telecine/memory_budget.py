@@ -24,7 +24,7 @@ FLOAT = 4
 COPIES, CAST_COPIES = 10.5, 16.0
 # Beside networks: ONNX Runtime's code, the tokenizer, Python modules. Measured growth: 38 MiB, 11 of them a tokenizer.
 LIBRARIES = 52 * MIB
-# Of a loaded network beside weights and activations: its graph and kernels. Measured: 1 to 4 MiB.
+# Of a loaded graph beside weights and activations: itself and its kernels. Measured: 1 to 4 MiB.
 SESSION = 5 * MIB
 
 
@@ -32,6 +32,7 @@ SESSION = 5 * MIB
 class Need:
     """Bytes of one stage of a run: its network's weights as they are loaded, and what running it takes.
 
+    `roles` are the component's graphs that run, each of which loads the weights; `weights` are those of all.
     `activations` stay with the network until it is dropped (its arena keeps them); `host` are arrays that go. A network
     that `streams` may have fewer of its weights loaded, and reads the others while it runs.
     """
@@ -41,11 +42,12 @@ class Need:
     activations: int = 0
     host: int = 0
     streams: bool = False
+    roles: tuple[str, ...] = ("main",)
 
     @property
     def kept(self) -> int:
         """Until the network is dropped."""
-        return self.weights + SESSION + self.activations
+        return self.weights + SESSION * len(self.roles) + self.activations
 
     @property
     def alone(self) -> int:

@@ -137,7 +137,8 @@ class LoadedModels:
         """Load the next stage's network while this one's runs, where the limit has room for both."""
         stages = list(self._needs)
         following = stages[stages.index(component) + 1 :][:1] if component in stages else []
-        missing = [(name, "main") for name in following if (name, "main") not in self._sessions]
+        first = [(name, self._needs[name].roles[0]) for name in following]
+        missing = [key for key in first if key not in self._sessions]
         if missing and self._all_fit and self._ahead is None:
             self._ahead = threading.Thread(target=self._try_load, args=missing, name="telecine-load")
             self._ahead.start()
@@ -150,12 +151,15 @@ class LoadedModels:
         """Drop networks of other stages where the run's limit asks for it, and one that streams other weights."""
         self._note_device()
         facts = self.facts(component, role)
-        need = self._needs.get(component) or Need(component=component, weights=facts.weights, streams=facts.streams)
+        need = self._needs.get(component) or Need(
+            component=component, weights=facts.weights, streams=facts.streams, roles=(role,)
+        )
         before = self._residents.held.get(component)
         _, dropped = self._residents.enter(need, self._limit)
-        loaded = self._residents.held[component].weights
-        self._streamed[component] = loaded if loaded < facts.weights else None
-        if facts.streams and before is not None and before.weights != loaded:
+        held = self._residents.held[component]
+        share = held.weights // len(held.roles)
+        self._streamed[component] = share if held.weights < need.weights else None
+        if need.streams and before is not None and before.weights // len(before.roles) != share:
             dropped = (*dropped, component)
         for key in [key for key in self._sessions if key[0] in dropped]:
             self._sessions.pop(key).close()
@@ -183,10 +187,11 @@ class LoadedModels:
         """What earlier runs left loaded, with the weights that it has now."""
         loaded = dict(self._sessions)
         for name, need in self._residents.held.items():
-            role = next((role for component, role in loaded if component == name), None)
-            if role is not None:
-                facts = self.facts(name, role)
-                yield name, need if facts.streams else replace(need, weights=facts.weights)
+            roles = tuple(role for component, role in loaded if component == name)
+            if roles:
+                facts = [self.facts(name, role) for role in roles]
+                weights = need.weights if facts[0].streams else sum(each.weights for each in facts)
+                yield name, replace(need, weights=weights, roles=roles)
 
     def facts(self, component: str, role: str = "main") -> NetworkFacts:
         key = (component, role)

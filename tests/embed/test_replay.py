@@ -30,6 +30,7 @@ REQUEST: dict[str, Any] = {
     "output_type": "np",
 }
 BOUND = 1e-5  # the issue's
+ENCODED_BOUND = 2e-5  # as in tests/runtime/plan/test_make.py
 
 
 def json_headers() -> Path | None:
@@ -103,6 +104,29 @@ def test_frames_are_the_pipelines(
     assert (got.shape, got.dtype) == (want.shape, want.dtype)
     assert want.std() > 0.05
     assert np.abs(got.astype(np.float32) - want).max() <= (1 if want.dtype == np.uint8 else BOUND)
+
+
+@pytest.mark.parametrize(
+    ("style", "change"),
+    [
+        ("1.5-5b-I2V", {"image": IMAGE}),
+        ("2b", {"video": np.repeat(IMAGE[np.newaxis], 9, axis=0), "num_frames": None, "strength": 1.0}),
+    ],
+    ids=["image", "video"],
+)
+def test_cogvideox(
+    program: Path, cogvideox: Callable[..., tuple[Path, Path]], tmp_path: Path, style: str, change: dict[str, Any]
+) -> None:
+    """From an image and from a video: encoded in chunks, decoded in chunks."""
+    request = {name: each for name, each in (REQUEST | change | {"width": 80}).items() if each is not None}
+    with telecine.load(cogvideox(style)[1], backend="onnxruntime", device="cpu") as pipe:
+        make_plan(pipe.bundle, tmp_path / "plan", **request)
+        want = pipe.generate(**request).frames
+    command = [program, tmp_path / "plan", pipe.bundle.root, tmp_path / "out.npy"]
+    subprocess.run(command, capture_output=True, check=True, env={})
+    assert want is not None
+    assert want.std() > 0.05
+    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), want, rtol=0, atol=ENCODED_BOUND)
 
 
 def test_a_prompt_from_the_host(pipe: Pipeline, replay: Callable[..., np.ndarray], tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
+from telecine.axes import resolve
 from telecine.backends.onnxruntime import OnnxRuntimeOptions, OnnxRuntimeSession
 from telecine.bundle import Bundle
 from telecine.rope import grid_index, make_tables, video_positions
@@ -59,6 +61,29 @@ def test_both_graphs_compute_the_same(tiny_bundle: Path, batch: int, size: tuple
         got, expected = (each.run(inputs)["velocity"] for each in (own, plain))
     assert expected.std() > 0.05
     np.testing.assert_allclose(got, expected, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("style", ["2b", "1.5-5b"])
+def test_heads_that_are_normed_and_rotated_are_joined_again(
+    cogvideox: Callable[..., tuple[Path, Path]], style: str
+) -> None:
+    """CogVideoX norms, and but for 2b rotates, single heads."""
+    _, bundle = cogvideox(style)
+    batch, frames, rows, columns = 3, 2, 5, 3
+    host, random = Bundle.open(bundle).manifest.host, np.random.default_rng(1)
+    sizes = {"batch": batch, "frame_groups": frames, "rows": rows, "columns": columns, "text_length": 9}
+    with session(bundle, own=True) as own, session(bundle, own=False) as plain:
+        inputs = {
+            name: random.standard_normal(resolve(spec, sizes), dtype=np.float32) for name, spec in plain.inputs.items()
+        }
+        got, expected = (each.run(inputs)["prediction"] for each in (own, plain))
+    assert got.shape == (batch, frames * (host["patch_size_t"] or 1), host["latent_channels"], 2 * rows, 2 * columns)
+    assert expected.std() > 0.05
+    np.testing.assert_allclose(got, expected, rtol=0, atol=TOLERANCE)
+    graph = ir.load(bundle / "transformer" / "main.onnxruntime-cpu.onnx").graph
+    operators = Counter(node.op_type for node in graph)
+    assert operators["MultiHeadAttention"] == 2
+    assert "Attention" not in operators
 
 
 def test_the_cpu_provider_loads_it(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -201,7 +201,7 @@ def test_a_memory_limit_chooses_tiles_that_are_still_the_video(cogvideox_pair: C
     with pytest.raises(RequestError, match="memory_limit is 1MiB; expected at least (.*) here"):
         pair.run_ours(**request, memory_limit="1MiB")
     whole = pair.run_ours(**request)
-    tiled = pair.run_ours(**request, memory_limit="90MB")
+    tiled = pair.run_ours(**request, memory_limit="160MB")
     difference = np.abs(whole - tiled)
     assert difference.max() > 1e-3  # it acted: group norms see a tile
     assert difference.mean() < 0.1

@@ -155,12 +155,20 @@ class TestLimit:
 
 MEASURED = """
 import json, sys
+import numpy as np
 import telecine
 request = json.loads(sys.argv[2])
+if "video" in request:
+    request["video"] = np.zeros((*request["video"], 3), np.uint8)
 with telecine.load(sys.argv[1], options=telecine.OnnxRuntimeOptions(threads=1)) as pipe:
     runs = [pipe.generate("a red ball", seed=0, num_inference_steps=2, **request).memory for _ in range(2)]
 print(json.dumps([[memory.predicted, memory.measured] for memory in runs]))
 """
+
+
+@pytest.fixture
+def cogvideox_bundle(cogvideox: Callable[..., tuple[Path, Path]]) -> Path:
+    return cogvideox("2b")[1]
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
@@ -170,8 +178,11 @@ print(json.dumps([[memory.predicted, memory.measured] for memory in runs]))
         ("tiny_bundle", {"height": 64, "width": 96, "num_frames": 9}),  # libraries are nearly all of it
         ("demo_bundle", {"height": 96, "width": 96, "num_frames": 97}),
         ("demo_bundle", {"height": 96, "width": 96, "num_frames": 97, "memory_limit": "170MiB"}),
+        ("cogvideox_bundle", {"height": 96, "width": 160, "num_frames": 33}),
+        ("cogvideox_bundle", {"height": 96, "width": 160, "num_frames": 33, "memory_limit": "170MiB"}),
+        ("cogvideox_bundle", {"height": 96, "width": 96, "video": [17, 96, 96]}),
     ],
-    ids=["tiny", "demo", "demo-tiled"],
+    ids=["tiny", "demo", "demo-tiled", "cogvideox", "cogvideox-tiled", "cogvideox-video"],
 )
 def test_the_predicted_peak_is_above_the_measured_one_and_near(
     model: str, request_: dict[str, Any], request: Any, record_property: Callable[[str, object], None]

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import torch
-from diffusers import LTXVideoTransformer3DModel
 from torch.utils.flop_counter import FlopCounterMode
 
 from telecine.shapes import LatentShape
+from telecine_export.family import family_of
+from telecine_export.source import Source
 
 
-def step_flops(source: str, latent: LatentShape, *, batch: int, text_length: int) -> int:
-    """Of (batch, T, C) latents and (batch, text_length, D) texts, products and convolutions, as diffusers runs them."""
-    config = LTXVideoTransformer3DModel.load_config(source, subfolder="transformer", local_files_only=True)
+def step_flops(source: Source, latent: LatentShape, *, batch: int, text_length: int) -> int:
+    """Of these latents and (batch, text_length, D) texts, products and convolutions, as diffusers runs them.
+
+    Raises:
+        SourceError: a family that telecine does not export.
+    """
+    step_call = family_of(source).step_call
     with torch.device("meta"):
-        model = LTXVideoTransformer3DModel.from_config(config).eval()
-        inputs = {
-            "hidden_states": torch.empty(batch, latent.tokens, config["in_channels"]),
-            "encoder_hidden_states": torch.empty(batch, text_length, config["caption_channels"]),
-            "encoder_attention_mask": torch.empty(batch, text_length),
-            "timestep": torch.empty(batch),
-        }
+        model, inputs = step_call(source.config("transformer"), latent, batch=batch, text_length=text_length)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            model(**inputs, num_frames=latent.frames, height=latent.height, width=latent.width)
+            model.eval()(**inputs)
     return counter.get_total_flops()

@@ -43,7 +43,7 @@ class Gate:
     def floor_of(self, plans: Plans) -> float:
         """The lowest of the components' own floors, where none was given."""
         own = (FLOORS[plan.precision] for plan in plans.values() if plan.precision in FLOORS)
-        return min(own) if self.floor is None else self.floor
+        return min(own) if self.floor is None else float(self.floor)  # 5 too is what a manifest has as 5.0
 
 
 class Judge:

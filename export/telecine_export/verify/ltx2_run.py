@@ -144,10 +144,10 @@ def _fill(record: Record, calls: list[Call], latents: list[Array]) -> None:
     firsts = [{name: values[:1] for name, values in call.items()} for call in calls[:: max(len(calls) // STEPS, 1)]]
     if firsts:
         record["start"] = {"initial latents": firsts[0]["hidden_states"], "of sound": firsts[0]["audio_hidden_states"]}
-        # diffusers tells a timestep a token where tokens are held; the sound's is one a video on both sides.
+        # diffusers tells a timestep a token where tokens are held, and else none of the sound's, which is the video's.
         record["schedule"] = {
             "timesteps": np.stack([call["timestep"].max(keepdims=True).ravel() for call in firsts]),
-            "of sound": np.stack([call["audio_timestep"].ravel()[:1] for call in firsts]),
+            "of sound": np.stack([call.get("audio_timestep", call["timestep"]).ravel()[:1] for call in firsts]),
         }
         record["sound_latents"] = {
             f"before step {index + 1}": call["audio_hidden_states"] for index, call in enumerate(firsts)

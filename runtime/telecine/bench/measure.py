@@ -19,7 +19,7 @@ from telecine.bench.settings import Settings
 from telecine.bench.spread import Spread, interleaved
 from telecine.bench.sweep import sweep
 from telecine.bundle import Bundle
-from telecine.shapes import Grid
+from telecine.families import FAMILIES
 
 FORMAT = 1
 Progress = Callable[[str], None]
@@ -60,8 +60,7 @@ def measure(bundle: Bundle, settings: Settings, asked: Measurement, *, progress:
     if asked.fresh:
         results["fresh"] = _fresh(asked, settings, progress)
     if asked.most_tokens:
-        host = bundle.manifest.host
-        grid = Grid(spatial=host["spatial_ratio"], temporal=host["temporal_ratio"])
+        grid = FAMILIES[bundle.manifest.family].grid(bundle.manifest.host)
         results["sweep"] = sweep(asked.processes, settings, grid, most_tokens=asked.most_tokens, progress=progress)
     competitors = [make() for make in asked.competitors]
     results["versions"] = {name: each for other in competitors for name, each in other.versions().items()}

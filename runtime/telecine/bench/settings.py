@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +60,12 @@ class Settings:
         names = [field.name for field in dataclasses.fields(self)]
         values = {name: getattr(self, name) for name in names[: names.index("seed")] if getattr(self, name) is not None}
         return values if prompts is None else values | {"prompt": None, "negative_prompt": None, **prompts}
+
+    def without(self, names: Collection[str]) -> Settings:
+        """The same, without what a family does not take."""
+        own = {field.name for field in dataclasses.fields(self)}
+        nothing: dict[str, Any] = dict.fromkeys(own.intersection(names))
+        return dataclasses.replace(self, **nothing)
 
     @property
     def on_gpu(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,11 +12,11 @@ from telecine.bench.fresh import measure_fresh
 from telecine.bench.settings import Settings
 from telecine.bench.spread import fitted_exponent
 from telecine.errors import BackendError
-from telecine.shapes import Grid, LatentShape
+from telecine.shapes import Grid, LatentShape, VideoShape
 
 logger = logging.getLogger(__name__)
 
-# Latents of 256 to 16,384 tokens, each size twice the last.
+# (frames, rows, columns) of 256 to 16,384 tokens of a video, each size twice the last.
 SIZES = ((4, 8, 8), (8, 8, 8), (4, 16, 16), (8, 16, 16), (16, 16, 16), (8, 32, 32), (16, 32, 32))
 LARGE = 2048  # tokens from which attention outweighs what grows with the tokens alone
 
@@ -35,11 +36,11 @@ def sweep(
     """
     points: dict[str, list[dict[str, float]]] = {name: [] for name in processes}
     running = dict(processes)
-    for frames, height, width in SIZES:
-        latent = LatentShape(frames=frames, height=height, width=width)
-        if latent.tokens > most_tokens:
+    for size in SIZES:
+        tokens = math.prod(size)
+        if tokens > most_tokens:
             break
-        video = latent.video(grid)
+        video = _video(size, grid)
         sized = dataclasses.replace(
             settings,
             height=video.height,
@@ -53,12 +54,18 @@ def sweep(
             try:
                 told = measure_fresh(module, path, sized)
             except BackendError as error:
-                logger.warning("%s stops below %d tokens: %s", name, latent.tokens, error)
+                logger.warning("%s stops below %d tokens: %s", name, tokens, error)
                 del running[name]
                 continue
-            progress(f"{name}, {latent.tokens} tokens: {told['step']:.3f} s a step")
-            points[name].append({"tokens": latent.tokens, "step": told["step"], "peak_memory": told["peak_memory"]})
+            progress(f"{name}, {tokens} tokens: {told['step']:.3f} s a step")
+            points[name].append({"tokens": tokens, "step": told["step"], "peak_memory": told["peak_memory"]})
     return {name: {"points": each, "exponents": _exponents(each)} for name, each in points.items()}
+
+
+def _video(size: tuple[int, int, int], grid: Grid) -> VideoShape:
+    frames, rows, columns = size
+    latent = LatentShape(frames=frames * grid.patch_t, height=rows * grid.patch, width=columns * grid.patch)
+    return latent.video(grid)
 
 
 def _exponents(points: list[dict[str, float]]) -> dict[str, float | None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 from collections.abc import Callable
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from telecine.bundle import Bundle
 
 FEWEST_TOKENS = 512  # the second size of a sweep
-TEXT_LENGTH = 128  # diffusers' default of max_sequence_length, padding included
 
 
 @main.command()
@@ -55,14 +53,13 @@ def bench(
     from telecine.bench.report import as_text
     from telecine.bench.settings import Settings
     from telecine.bundle import Bundle
+    from telecine.families import FAMILIES
 
     settings = Settings(threads=threads or len(os.sched_getaffinity(0)), **parameters)
     _check(against, {"--compile": compiled, "--roofline": roofline})
     _check_sweep_and_files(most_tokens, plot, output)
     opened = Bundle.open(bundle)
-    if opened.manifest.family != "ltx-video":
-        _check_family(opened.manifest.family, {"--roofline": roofline, "--sweep": most_tokens is not None})
-        settings = dataclasses.replace(settings, decode_timestep=None, decode_noise_scale=None)  # of its decoder alone
+    settings = settings.without(FAMILIES[opened.manifest.family].refuses)
     asked = Measurement(
         competitors=[
             lambda: Telecine(bundle, threads=settings.threads, device=settings.device),
@@ -94,17 +91,6 @@ def _check(against: str | None, needing: dict[str, bool]) -> None:
         if given and against is None:
             raise RequestError(
                 f"{option} without --against", expected="the source of the bundle", fix="Add --against SOURCE."
-            )
-
-
-def _check_family(family: str, options: dict[str, bool]) -> None:
-    """Refuse what counts LTX-Video's tokens and operations."""
-    for option, given in options.items():
-        if given:
-            raise RequestError(
-                f"{option} for a {family} model",
-                expected="an ltx-video one, whose transformer it counts",
-                fix="Leave it out.",
             )
 
 
@@ -159,14 +145,20 @@ def _requirements(against: str | None) -> dict[str, tuple[str, ...]]:
 
 
 def _step_flops(bundle: Bundle, against: str, settings: Settings) -> int:
-    from telecine.shapes import Grid, VideoShape
+    from telecine.families import FAMILIES
+    from telecine.shapes import VideoShape
     from telecine_export.bench.flops import step_flops
+    from telecine_export.source import open_source
 
-    host = bundle.manifest.host
-    grid = Grid(spatial=host["spatial_ratio"], temporal=host["temporal_ratio"])
-    video = VideoShape(num_frames=settings.num_frames, height=settings.height, width=settings.width)
+    family = FAMILIES[bundle.manifest.family]
+    grid = family.grid(bundle.manifest.host)
+    video = VideoShape.from_request(
+        num_frames=settings.num_frames, height=settings.height, width=settings.width, grid=grid
+    )
+    latent = video.latent(grid).padded(grid)
+    text_length = family.pipelines[bundle.manifest.pipeline].defaults["max_sequence_length"]  # pads are run too
     passes = 2 if settings.guidance_scale > 1 else 1
-    return step_flops(against, video.latent(grid), batch=passes, text_length=TEXT_LENGTH)
+    return step_flops(open_source(against), latent, batch=passes, text_length=text_length)
 
 
 def _as_json(results: dict[str, Any]) -> str:

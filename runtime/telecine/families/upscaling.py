@@ -12,6 +12,7 @@ import numpy.typing as npt
 from telecine.checks import floats
 from telecine.errors import RequestError
 from telecine.families.base import Models
+from telecine.families.needs import network_need
 from telecine.families.vae_memory import VaeHost, VaeMemory
 from telecine.media import load_video, to_pixels
 from telecine.memory_budget import FLOAT, Need
@@ -66,14 +67,8 @@ class UpscaleMemory:
 
 def upsampler_need(models: Models, host: UpscaledHost, latent: LatentShape, videos: int, host_bytes: int = 0) -> Need:
     """Of enlarging (videos, C, F, H, W) latents of this shape."""
-    facts = models.facts("latent_upsampler")
-    return Need(
-        component="latent_upsampler",
-        weights=facts.weights,
-        streams=facts.streams,
-        activations=models.activation_bytes("latent_upsampler", videos * latent.tokens),
-        host=host_bytes + 4 * videos * host.require_upsampler().enlarged(latent).tokens * host.latent_channels * FLOAT,
-    )
+    enlarged = host.require_upsampler().enlarged(latent).tokens * host.latent_channels
+    return network_need(models, "latent_upsampler", videos * latent.tokens, host_bytes + 4 * videos * enlarged * FLOAT)
 
 
 def upsample(models: Models, latents: Array, adain_factor: float, tone_map_compression_ratio: float) -> Array:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from telecine.families.base import Models
+from telecine.families.needs import frames_bytes
 from telecine.families.vae import largest_tile
-from telecine.memory_budget import FLOAT, Need, check_limit
+from telecine.memory_budget import Need, check_limit
 from telecine.request import Request
-from telecine.shapes import Grid, LatentShape, VideoShape
+from telecine.shapes import Grid, LatentShape
 from telecine.tiling import Footprint, Largest, Plan, TilingOptions, least_peak, plan_decoder, plan_encoder
 from telecine.upscale_request import UpscaleRequest
 
@@ -106,7 +107,7 @@ class VaeMemory:
         encoder = None if encoded is None else Half.encoder(models, host, encoded)
         decoder = None if request.output_type == "latent" else Half.decoder(models, host, decoded, request.videos)
         if decoder and models.keeps_frames:
-            host_bytes += _frames_bytes(request, decoded.video(host.grid))
+            host_bytes += frames_bytes(request, decoded.video(host.grid))
         halves = [half for half in (encoder, decoder) if half]
         if options.memory_limit is not None:
             reserved = max((half.need(host_bytes).alone for half in halves), default=0)
@@ -125,8 +126,3 @@ class VaeMemory:
 def _unlimited(options: TilingOptions, host: VaeHost, latent: LatentShape, videos: int) -> Plan:
     """Of latents that are not decoded: what was said of tiles is checked all the same."""
     return plan_decoder(dataclasses.replace(options, memory_limit=None), latent, host.grid, host.decoder, videos=videos)
-
-
-def _frames_bytes(request: Request | UpscaleRequest, video: VideoShape) -> int:
-    values = request.videos * video.num_frames * video.height * video.width * 3
-    return values * (1 if request.output_type == "uint8" else FLOAT)

@@ -50,8 +50,9 @@ def make_plan(
     backend = RecordingBackend(bundle, recorder, {} if target is None else _engines(bundle, target))
     with Pipeline(RecordingModels(bundle, backend, recorder)) as pipe:
         about = _record(pipe, recorder, _prompts(prompt, videos, parameters) | parameters)
-    content = document(recorder.program, bundle, _origin(bundle) | about)
-    tensors = save({each.name: each.constant for each in recorder.program.buffers() if each.constant is not None})
+    program = recorder.program.needed()
+    content = document(program, bundle, _origin(bundle) | about)
+    tensors = save({each.name: each.constant for each in program.buffers() if each.constant is not None})
     content["tensors"] = {"file": TENSORS, "size": len(tensors), "sha256": hashlib.sha256(tensors).hexdigest()}
     with atomic_folder(out, overwrite=overwrite, is_ours=is_plan) as folder:
         (folder / TENSORS).write_bytes(tensors)

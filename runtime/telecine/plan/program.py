@@ -132,6 +132,16 @@ class Program:
         """All that the steps use, in the order of their first use."""
         return list(dict.fromkeys(view.buffer for step in self.steps for view in (*step.reads(), *step.writes())))
 
+    def needed(self) -> Program:
+        """The same without steps whose results nobody reads, such as a mask's that a family does not attend by."""
+        read: set[Buffer] = set()
+        kept: list[Step] = []
+        for step in reversed(self.steps):
+            if isinstance(step, (Progress, Emit)) or any(view.buffer in read for view in step.writes()):
+                read.update(view.buffer for view in step.reads())
+                kept.append(step)
+        return Program(kept[::-1])
+
 
 def view_of(buffer: Buffer, array: Array, offset: int = 0) -> View:
     """Where an array lies whose first element is the buffer's at `offset`. Axes of one element have strides of 0."""

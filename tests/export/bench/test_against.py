@@ -17,6 +17,7 @@ from telecine.cli import main
 from telecine.shapes import LatentShape
 from telecine_export.bench.competitor import Diffusers, open_pipeline
 from telecine_export.bench.flops import step_flops
+from telecine_export.source import open_source
 
 SETTINGS = Settings(height=64, width=96, num_frames=9, num_inference_steps=3, threads=1)
 
@@ -42,7 +43,9 @@ def test_its_own_process(tiny_source: Path) -> None:
 def test_operations_grow_as_the_formula_says(tiny_source: Path) -> None:
     """2 blocks of width 64: products of (T, 64), attention of T x T and T x L, and what does not depend on T."""
     sizes = {frames: LatentShape(frames=frames, height=2, width=3) for frames in (1, 2, 3)}
-    counted = {size.tokens: step_flops(str(tiny_source), size, batch=2, text_length=5) for size in sizes.values()}
+    counted = {
+        size.tokens: step_flops(open_source(str(tiny_source)), size, batch=2, text_length=5) for size in sizes.values()
+    }
     tokens = np.array(list(counted), float)
     squares, linear, _ = np.polyfit(tokens, np.array(list(counted.values()), float), 2)
     width, blocks, batch, channels, text = 64, 2, 2, 16, 5
@@ -53,12 +56,34 @@ def test_operations_grow_as_the_formula_says(tiny_source: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(("style", "group"), [("2b", 1), ("1.5-5b", 2)])
+def test_operations_of_joint_attention_are_what_the_formula_says(
+    cogvideox: Callable[..., tuple[Path, Path]], style: str, group: int
+) -> None:
+    """2 blocks of width 32 over texts and videos in one sequence; what is left has no token: it is always the same."""
+    source = open_source(str(cogvideox(style)[0]))
+    batch, blocks, width, text, channels = 2, 2, 32, 226, 4
+    left = set()
+    for frames, height, width_ in ((1, 4, 6), (3, 8, 12)):
+        latent = LatentShape(frames=frames * group, height=height, width=width_)
+        tokens = frames * height * width_ // 4
+        rows, patch = tokens + text, 4 * group * channels
+        products = 2 * (blocks * rows * 12 * width**2 + tokens * 2 * patch * width + text * 32 * width)
+        attention = blocks * 4 * rows**2 * width
+        left.add(step_flops(source, latent, batch=batch, text_length=text) - batch * (products + attention))
+    assert len(left) == 1
+    assert 0 < left.pop() < 1e5  # timesteps, and the scales that norms make of them
+
+
 def test_cogvideox_beside_diffusers(cogvideox: Callable[..., tuple[Path, Path]]) -> None:
     source, bundle = cogvideox("2b")
     command = ["bench", str(bundle), "--against", str(source), "--threads", "1"]
     size = ["--width", "48", "--height", "32", "--num-frames", "9", "--num-inference-steps", "2"]
-    done = CliRunner().invoke(main, [*command, *size, "--repeats", "1", "--warmups", "0", "--json"])
+    options = ["--repeats", "1", "--warmups", "0", "--roofline", "--json"]
+    done = CliRunner().invoke(main, [*command, *size, *options])
     assert done.exit_code == 0, done.stderr
-    assert set(json.loads(done.stdout)["stages"]) == {"telecine", "diffusers"}
-    done = CliRunner().invoke(main, [*command, "--roofline"])
-    assert (done.exit_code, "--roofline for a cogvideox model" in done.stderr) == (1, True)
+    told = json.loads(done.stdout)
+    assert set(told["stages"]) == {"telecine", "diffusers"}
+    latent = LatentShape(frames=3, height=4, width=6)
+    assert told["roofline"]["step_flops"] == step_flops(open_source(str(source)), latent, batch=2, text_length=226)
+    assert set(told["roofline"]["reached"]) == {"telecine", "diffusers"}

@@ -15,7 +15,7 @@ from demo_model.settings import CHECKPOINT
 from telecine.bundle import Bundle
 from telecine.errors import BundleError, RequestError, SourceError
 from telecine.inspection import as_text
-from telecine.manifest import Quality
+from telecine.manifest import Manifest, Quality
 from telecine.picture_quality import compare_clips
 from telecine_export import export as module
 from telecine_export.export import export_bundle
@@ -114,6 +114,12 @@ def test_nan_and_black_frames_do_not_pass() -> None:
 def test_floors_out_of_range_are_refused(floor: float) -> None:
     with pytest.raises(RequestError, match="decibels above 0"):
         Gate(floor=floor)
+
+
+def test_a_whole_number_is_a_floor_that_a_manifest_holds(decide: Any, demo_bundles: Path) -> None:
+    quality, _ = decide(30.0, Gate(floor=5))
+    manifest = dataclasses.replace(Bundle.open(demo_bundles / "fp16").manifest, quality=quality)
+    assert Manifest.parse(manifest.dump(), where="telecine.json").quality.floor == 5.0
 
 
 def test_the_floor_is_the_lowest_precision_s() -> None:

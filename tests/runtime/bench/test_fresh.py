@@ -82,6 +82,14 @@ def test_a_sweep_doubles_tokens_and_fits_their_growth(sizes: Sizes) -> None:
     )
 
 
+def test_tokens_of_several_latents_and_of_a_vae_in_chunks(sizes: Sizes) -> None:
+    """CogVideoX 1.5's: a token is of two frames' 2 x 2 latents, and an even number of latents has no single frame."""
+    grid = Grid(spatial=8, temporal=4, patch=2, patch_t=2, chunked=True)
+    grown = sweep({"ours": ("ours", "a")}, SETTINGS, grid, most_tokens=512)
+    assert [point["tokens"] for point in grown["ours"]["points"]] == [256, 512]
+    assert [(each.num_frames, each.height, each.width) for _, each in sizes.asked] == [(32, 128, 128), (64, 128, 128)]
+
+
 def test_the_plot_has_a_line_a_competitor_in_both_charts(sizes: Sizes) -> None:
     grown = sweep({"ours": ("ours", "a"), "theirs & co": ("theirs", "b")}, SETTINGS, GRID, most_tokens=4096)
     picture = ElementTree.fromstring(as_svg(grown))

@@ -187,3 +187,16 @@ def test_equal_constants_are_one_and_are_set_once() -> None:
     steps = recorder.program.steps
     assert len(steps) == 4
     assert len(recorder.program.buffers()) == 3
+
+
+def test_what_nobody_reads_is_left_out() -> None:
+    recorder = Recorder()
+    asked, unasked = (recorder.empty((2, 3), np.float32, name=name, asked=True) for name in ("x", "y"))
+    half = unasked * np.float32(0.5)
+    half += 1  # two steps of what ends there, beside two of what is emitted
+    made = asked + 1
+    made[:1] = asked[1:]
+    recorder.emit(made, 0)
+    needed = recorder.program.needed()
+    assert needed.steps == [*recorder.program.steps[2:]]
+    assert [buffer.name for buffer in needed.buffers() if buffer.asked] == ["x"]

@@ -51,6 +51,10 @@ class Half:
         later = range(first, length, self.size)
         return [Chunk(role, 0, first), *(Chunk("next", start, start + self.size) for start in later)]
 
+    def roles(self, length: int) -> tuple[str, ...]:
+        """The graphs that the chunks of so many frames or latents run, the first one first."""
+        return tuple(dict.fromkeys(chunk.role for chunk in self.chunks(length)))
+
     def run(self, models: Sessions, source: Array, *, uint8: bool = False) -> Iterator[npt.NDArray[Any]]:
         """(B, C, F, H, W) input → what each chunk makes, in order: (B, C', n, H', W').
 

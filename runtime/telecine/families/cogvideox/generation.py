@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 from dataclasses import dataclass
@@ -15,9 +16,11 @@ from telecine.families.base import Models, Output, Stage
 from telecine.families.bound import Transformer
 from telecine.families.cogvideox.guidance import request_guidance
 from telecine.families.cogvideox.host import Host
+from telecine.families.cogvideox.memory import RunMemory
 from telecine.families.cogvideox.positions import Place
 from telecine.families.cogvideox.sampler import CogVideoXSampler
-from telecine.families.cogvideox.vae import Decoding, decode
+from telecine.families.cogvideox.tiling import VaePlan
+from telecine.families.cogvideox.vae import decode
 from telecine.families.steps import open_steps
 from telecine.families.text import prompt_embeddings
 from telecine.guidance import Guidance
@@ -49,47 +52,65 @@ class Generation:
     guidance: Guidance
     seeds: tuple[int, ...]
     generators: list[Generator]
-    decoding: Decoding
+    memory: RunMemory
 
     @classmethod
     def prepare(
-        cls, models: Models, request: Request, *, num_frames: int, strength: float = 1.0, image: bool = False
+        cls,
+        models: Models,
+        request: Request,
+        *,
+        num_frames: int,
+        strength: float = 1.0,
+        image: bool = False,
+        video: bool = False,
     ) -> Generation:
-        """`strength` below 1 leaves the last part of the steps; `image` says whether the pipeline takes one.
+        """`strength` below 1 leaves the last part of the steps; `image` says whether the pipeline takes one, `video`
+        whether one is encoded.
 
         Raises:
             RequestError: a parameter is wrong, or the model is of another pipeline.
+            BundleError: there is something to encode, and no encoder.
             EngineError: the bundle runs on engines, and there is none for this size.
         """
         host = Host.parse(models.host)
         _check_model(host, image)
-        video = VideoShape.from_request(
+        shape = VideoShape.from_request(
             num_frames=num_frames, height=request.height, width=request.width, grid=host.grid
         )
-        if video.num_frames != num_frames:
-            logger.warning("%d frames are not what latents hold: making %d", num_frames, video.num_frames)
-        clip = video.latent(host.grid)
+        if shape.num_frames != num_frames:
+            logger.warning("%d frames are not what latents hold: making %d", num_frames, shape.num_frames)
+        clip = shape.latent(host.grid)
         latent = clip.padded(host.grid)
         host.positions.check(Place.of(latent, host.grid), host.grid.side, host.grid.temporal)
         _check_text(host, request)
         schedule = make_schedule(host.scheduler, request.num_inference_steps)
         schedule = schedule.last_steps(strength) if strength < 1 else schedule
         guidance = request_guidance(request, schedule)
-        _check_engine(models, video, Place.of(latent, host.grid), request.videos, len(guidance.passes))
+        _check_engine(models, shape, Place.of(latent, host.grid), request.videos, len(guidance.passes))
+        encoded = clip if video else dataclasses.replace(clip, frames=1) if image else None
+        memory = RunMemory.plan(models, request, host, guidance, clip=clip, latent=latent, encoded=encoded)
         seeds = request.seeds()
+        models.expect(memory.needs, request.tiling_options().memory_limit)
         return cls(
             models=models,
             request=request,
             host=host,
-            video=video,
+            video=shape,
             clip=clip,
             latent=latent,
             schedule=schedule,
             guidance=guidance,
             seeds=seeds,
             generators=[Generator(seed) for seed in seeds],
-            decoding=Decoding.of(models, request, host, clip),
+            memory=memory,
         )
+
+    @property
+    def encoding(self) -> VaePlan:
+        """How its image or its video is encoded."""
+        assert self.memory.encoding is not None
+        return self.memory.encoding
 
     @property
     def shape(self) -> tuple[int, int, int, int, int]:
@@ -147,6 +168,7 @@ class Generation:
                 constants=constants,
                 output="prediction",
                 image=image,
+                one_by_one=self.memory.one_by_one,
             )
             with open_steps(
                 self.models, transformer, latents, sampler=sampler, guidance=self.guidance, stage=stage
@@ -159,7 +181,8 @@ class Generation:
             return Output(latents=latents, seeds=self.seeds)
         with stage("decode"):
             dropped = self.latent.frames - self.clip.frames
-            frames = decode(self.models, self.host, latents[:, dropped:], self.decoding)
+            latents = latents[:, dropped:]
+            frames = decode(self.models, self.host, latents, self.memory.decoding, self.request.output_type)
         return Output(frames=frames, seeds=self.seeds)
 
 

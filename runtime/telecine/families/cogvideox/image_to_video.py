@@ -10,11 +10,9 @@ from telecine.denoise import Callback
 from telecine.errors import RequestError
 from telecine.families.base import Models, Output, Stage
 from telecine.families.cogvideox.generation import Generation
-from telecine.families.cogvideox.tiling import VaePlan
-from telecine.families.cogvideox.vae import encode, plan_encoding
+from telecine.families.cogvideox.vae import encode
 from telecine.media import load_image, to_pixels
 from telecine.request import Request
-from telecine.shapes import LatentShape
 
 Array = npt.NDArray[np.float32]
 
@@ -30,11 +28,9 @@ def run(models: Models, request: Request, *, stage: Stage, callback: Callback | 
     generation = Generation.prepare(models, request, num_frames=request.num_frames, image=True)
     given = generation.given_latents() if request.latents is not None else None
     pixels = _pixels(generation)
-    one = LatentShape(frames=1, height=generation.latent.height, width=generation.latent.width)
-    plan = plan_encoding(models, request, generation.host, one)
     text = generation.embed_prompts(stage)
     with stage("encode"):
-        image = _image_latents(generation, pixels, plan)
+        image = _image_latents(generation, pixels)
     latents = generation.noise() if given is None else given
     return generation.output(generation.denoise(latents, text, stage=stage, callback=callback, image=image), stage)
 
@@ -60,7 +56,7 @@ def _pixels(generation: Generation) -> Array:
     return np.concatenate([to_pixels([load_image(image)], video.height, video.width) for image in images])
 
 
-def _image_latents(generation: Generation, pixels: Array, plan: VaePlan) -> Array:
+def _image_latents(generation: Generation, pixels: Array) -> Array:
     """(B, F, C, H, W): the images' own latents, which are drawn before the noise, and zeros after them.
 
     They stand at the first frame that is denoised. In a model of 1.5 with an odd number of latents that is a frame
@@ -69,7 +65,7 @@ def _image_latents(generation: Generation, pixels: Array, plan: VaePlan) -> Arra
     videos, generators = generation.request.videos, generation.generators
     if len(generators) > 1:  # each video's image is sampled by its own seed
         pixels = np.repeat(pixels, videos // len(pixels), axis=0)
-    sampled = generation.host.normalize(encode(generation.models, pixels, generators, plan), image=True)
+    sampled = generation.host.normalize(encode(generation.models, pixels, generators, generation.encoding), image=True)
     first = sampled.transpose(0, 2, 1, 3, 4)
     later = np.zeros((videos, generation.latent.frames - 1, *generation.shape[2:]), np.float32)
     return np.concatenate([np.repeat(first, videos // len(first), axis=0), later], axis=1)

@@ -17,11 +17,11 @@ import numpy.typing as npt
 from telecine.errors import EngineError, RequestError
 from telecine.families.cogvideox.chunks import DECODER, ENCODER
 from telecine.families.cogvideox.host import Host
+from telecine.memory_budget import check_limit
 from telecine.shapes import LatentShape
 from telecine.tiling import TilingOptions
 from telecine.tiling.blended import Blended, Steps
 from telecine.tiling.memory import DECODED_BYTES, FLOAT
-from telecine.tiling.options import show_size
 
 Array = npt.NDArray[np.float32]
 
@@ -63,13 +63,24 @@ def plan_vae(
         RequestError: a mode that cannot be, sizes off the grid, or a memory limit that cannot be met.
         EngineError: the graphs take no tiles as asked for.
     """
-    if options.mode == "seamless":
-        raise RequestError(
-            "tiling='seamless' for CogVideoX",
-            expected="off, diffusers or auto: its VAE normalises over the picture, so that tiles never match it",
-            fix="Leave tiling out, or use 'diffusers'.",
-        )
     return _Planner(options, latent, host, videos, decoding, largest).plan()
+
+
+def least_peak(
+    options: TilingOptions,
+    latent: LatentShape,
+    host: Host,
+    *,
+    videos: int,
+    decoding: bool,
+    largest: Sides | None = None,
+) -> int:
+    """Bytes of running a half on the tiles that take the least, of those that `plan_vae` chooses from.
+
+    Raises:
+        RequestError, EngineError: as `plan_vae`.
+    """
+    return _Planner(options, latent, host, videos, decoding, largest).least()
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,23 +94,39 @@ class _Planner:
 
     def plan(self) -> VaePlan:
         options, whole = self.options, (self.latent.height, self.latent.width)
+        plans = self._plans()
+        fitting = [plan for plan in plans if options.room is None or plan.peak <= options.room]
+        if not fitting:
+            peak = options.reserved + min(plan.peak for plan in plans)
+            check_limit(options.memory_limit, max(peak, options.least))
+        return min(fitting, key=lambda plan: self._cost(plan, whole))
+
+    def least(self) -> int:
+        return min(plan.peak for plan in self._plans())
+
+    def _plans(self) -> list[VaePlan]:
+        """What the options leave to choose from."""
+        options, whole = self.options, (self.latent.height, self.latent.width)
+        if options.mode == "seamless":
+            raise RequestError(
+                "tiling='seamless' for CogVideoX",
+                expected="off, diffusers or auto: its VAE normalises over the picture, so that tiles never match it",
+                fix="Leave tiling out, or use 'diffusers'.",
+            )
         if options.size is not None or options.mode == "diffusers":
             asked = self._asked()
             self._check_fits(self._tile(asked))
-            return self._within_limit(self._tiled(asked))
-        untiled = VaePlan(None, self._peak(whole, None))
-        within = options.memory_limit is None or untiled.peak <= options.memory_limit
-        if options.mode == "off" or (within and self._fits(whole)):
+            return [self._tiled(asked)]
+        if options.mode == "off":
             self._check_fits(whole)
-            return self._within_limit(untiled)
+        untiled = [VaePlan(None, self._peak(whole, None))] if self._fits(whole) else []
+        if untiled and (options.mode == "off" or options.memory_limit is None):
+            return untiled
         cuts = product(*self._candidates(whole))
-        plans = [self._tiled(steps) for steps in cuts if self._fits(self._tile(steps))]
+        plans = untiled + [self._tiled(steps) for steps in cuts if self._fits(self._tile(steps))]
         if not plans:
             raise self._too_large()
-        fitting = [plan for plan in plans if options.memory_limit is None or plan.peak <= options.memory_limit]
-        if not fitting:
-            return self._within_limit(min(plans, key=lambda plan: plan.peak))
-        return min(fitting, key=lambda plan: self._cost(plan, whole))
+        return plans
 
     def _tile(self, steps: tuple[Steps, ...]) -> Sides:
         """The largest tile, in latents."""
@@ -199,23 +226,13 @@ class _Planner:
         if not self.decoding:
             values, half = host.encoder_widest * ENCODER_COPIES, ENCODER
             length = host.grid.num_frames(length)
-        graphs = len({chunk.role for chunk in half.chunks(length)})
+        graphs = len(half.roles(length))
         network = at_once * tile[0] * tile[1] * values * graphs * FLOAT
         if not self.decoding:
             return math.ceil(network)
         frames = self.host.grid.num_frames(self.latent.frames if tiles is not None else min(self.latent.frames, 3))
         pixels = self.videos * frames * self.latent.height * self.latent.width * self.host.grid.spatial**2
         return math.ceil(network + pixels * DECODED_BYTES)
-
-    def _within_limit(self, plan: VaePlan) -> VaePlan:
-        limit = self.options.memory_limit
-        if limit is not None and plan.peak > limit:
-            raise RequestError(
-                f"memory_limit is {show_size(limit)}",
-                expected=f"at least {show_size(plan.peak)} here",
-                fix="Allow that much, or ask for a smaller video.",
-            )
-        return plan
 
 
 def overlapped(size: int, axis: int, spatial: int) -> tuple[int, int] | None:

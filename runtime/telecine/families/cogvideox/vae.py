@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import cycle
 from typing import Any
 
@@ -11,45 +10,25 @@ import numpy as np
 import numpy.typing as npt
 
 from telecine.families.base import Frames, Models
-from telecine.families.cogvideox.chunks import DECODER, ENCODER, Half
+from telecine.families.cogvideox.chunks import DECODER, ENCODER
 from telecine.families.cogvideox.host import Host
-from telecine.families.cogvideox.tiling import Sides, VaePlan, plan_vae, run_tiles
+from telecine.families.cogvideox.tiling import VaePlan, run_tiles
 from telecine.noise import Generator
 from telecine.pixels import to_uint8, to_unit_range
-from telecine.request import Request
 from telecine.shapes import LatentShape
 
 Array = npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Decoding:
-    """How latents become frames: the plan, and the frames' type."""
-
-    plan: VaePlan
-    output_type: str
-
-    @classmethod
-    def of(cls, models: Models, request: Request, host: Host, latent: LatentShape) -> Decoding:
-        """
-        Raises:
-            RequestError: tiles that cannot be, or a memory limit that cannot be met.
-            EngineError: the decoder's engines take no such tiles, or there are none.
-        """
-        largest = None if request.output_type == "latent" else largest_picture(models, DECODER, latent.frames)
-        plan = plan_vae(request.tiling_options(), latent, host, videos=request.videos, decoding=True, largest=largest)
-        return cls(plan=plan, output_type=request.output_type)
-
-
-def decode(models: Models, host: Host, latents: Array, decoding: Decoding) -> Frames:
+def decode(models: Models, host: Host, latents: Array, plan: VaePlan, output_type: str) -> Frames:
     """(B, F, C, H, W) latents of the transformer's scale → (B, num_frames, height, width, 3) frames, as they are asked
     for: a chunk at a time, or all of them where there are tiles."""
+    as_bytes = output_type == "uint8"
     latents = host.denormalize(latents.transpose(0, 2, 1, 3, 4).copy())
     shape = LatentShape(frames=latents.shape[2], height=latents.shape[3], width=latents.shape[4]).video(host.grid)
 
     def pieces() -> Iterator[npt.NDArray[Any]]:
-        plan = decoding.plan
-        if plan.tiles is None and decoding.output_type == "uint8":
+        if plan.tiles is None and as_bytes:
             yield from DECODER.run(models, latents, uint8=True)
             return
         videos = (
@@ -59,7 +38,7 @@ def decode(models: Models, host: Host, latents: Array, decoding: Decoding) -> Fr
         )
         for video in videos:
             frames: npt.NDArray[Any] = to_unit_range(video)
-            if decoding.output_type == "uint8":  # of tiles
+            if as_bytes:  # of tiles
                 frames = to_uint8(frames)
             del video
             yield frames
@@ -67,34 +46,9 @@ def decode(models: Models, host: Host, latents: Array, decoding: Decoding) -> Fr
 
     return Frames(
         shape=(len(latents), shape.num_frames, shape.height, shape.width, 3),
-        dtype=np.dtype(np.uint8 if decoding.output_type == "uint8" else np.float32),
+        dtype=np.dtype(np.uint8 if as_bytes else np.float32),
         pieces=pieces(),
     )
-
-
-def plan_encoding(models: Models, request: Request, host: Host, latent: LatentShape) -> VaePlan:
-    """
-    Raises:
-        BundleError: the bundle has no encoder.
-        RequestError: tiles that cannot be, or a memory limit that cannot be met.
-        EngineError: the encoder's engines take no such tiles, or there are none.
-    """
-    models.require(ENCODER.component)
-    largest = largest_picture(models, ENCODER, host.grid.num_frames(latent.frames))
-    return plan_vae(request.tiling_options(), latent, host, videos=1, decoding=False, largest=largest)
-
-
-def largest_picture(models: Models, half: Half, length: int) -> Sides | None:
-    """(height, width) in latents that the graphs of so many frames' or latents' chunks take, where there are limits.
-
-    Raises:
-        EngineError: there is no engine that fits, and nothing else may run a graph.
-    """
-    roles = dict.fromkeys(chunk.role for chunk in half.chunks(length))
-    limits = [found for role in roles if (found := models.limits(half.component, role)) is not None]
-    if not limits:
-        return None
-    return min(each["latent_height"] for each in limits), min(each["latent_width"] for each in limits)
 
 
 def encode(models: Models, videos: Array, generators: Sequence[Generator], plan: VaePlan) -> Array:

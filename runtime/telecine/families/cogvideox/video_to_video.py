@@ -10,7 +10,7 @@ from telecine.errors import RequestError
 from telecine.families.base import Models, Output, Stage
 from telecine.families.cogvideox.generation import Generation
 from telecine.families.cogvideox.host import Host
-from telecine.families.cogvideox.vae import encode, plan_encoding
+from telecine.families.cogvideox.vae import encode
 from telecine.media import load_video, to_pixels
 from telecine.request import Request
 from telecine.schedulers.cogvideox import add_noise
@@ -36,18 +36,19 @@ def run(models: Models, request: Request, *, stage: Stage, callback: Callback | 
         )
     frames = None if request.video is None else load_video(request.video)[0]
     count = len(frames) if frames is not None else _given_frames(models, request)
-    generation = Generation.prepare(models, request, num_frames=count, strength=request.strength)
+    generation = Generation.prepare(
+        models, request, num_frames=count, strength=request.strength, video=frames is not None
+    )
     _check_frames(generation, None if frames is None else len(frames))
     if frames is None:
         given = generation.given_latents()
         text = generation.embed_prompts(stage)
         return generation.output(generation.denoise(given, text, stage=stage, callback=callback), stage)
     pixels = to_pixels(frames, generation.video.height, generation.video.width)
-    plan = plan_encoding(models, request, generation.host, generation.clip)
     text = generation.embed_prompts(stage)
     with stage("encode"):
         videos = np.repeat(pixels, len(generation.generators), axis=0)  # each by its own seed
-        encoded = generation.host.normalize(encode(models, videos, generation.generators, plan))
+        encoded = generation.host.normalize(encode(models, videos, generation.generators, generation.encoding))
         original = encoded.transpose(0, 2, 1, 3, 4)
         original = np.repeat(original, request.videos // len(original), axis=0)
         latents = add_noise(generation.schedule, original, generation.noise())

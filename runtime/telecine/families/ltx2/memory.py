@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from telecine.families.base import Models
 from telecine.families.ltx2.host import Host
 from telecine.families.ltx2.request import LTX2Request
+from telecine.families.needs import network_need
 from telecine.families.vae_memory import VaeMemory
 from telecine.guidance import Pass
 from telecine.memory_budget import FLOAT, Need
@@ -65,7 +66,7 @@ class RunMemory:
         host_bytes = _host_bytes(request, host, size, passes)
         text = _text(models, request, host, passes, host_bytes)
         rows = request.videos * (size.tokens + size.audio_latents)
-        denoising = _need(models, "transformer", models.activation_bytes("transformer", rows), host_bytes)
+        denoising = network_need(models, "transformer", rows, host_bytes)
         sound = () if request.output_type == "latent" else _sound(models, request, host, size, host_bytes)
         least = max(need.least for need in (*text, denoising, *sound, *beside))
         encoded = dataclasses.replace(size.latent, frames=size.encoded) if size.encoded else None
@@ -77,13 +78,6 @@ class RunMemory:
         )
 
 
-def _need(models: Models, component: str, activations: int, host_bytes: int) -> Need:
-    facts = models.facts(component)
-    return Need(
-        component=component, weights=facts.weights, streams=facts.streams, activations=activations, host=host_bytes
-    )
-
-
 def _text(
     models: Models, request: LTX2Request, host: Host, passes: Sequence[Pass], host_bytes: int
 ) -> tuple[Need, ...]:
@@ -91,13 +85,12 @@ def _text(
     length = request.max_sequence_length
     sides = {"positive": request.prompt_embeds, "negative": request.negative_prompt_embeds}
     encodes = any(sides[side] is None for side in sides if side in passes)
-    connecting = models.activation_bytes("connectors", request.prompts * length)
-    connectors = _need(models, "connectors", connecting, host_bytes)
+    connectors = network_need(models, "connectors", request.prompts * length, host_bytes)
     if not encodes:
         return (connectors,)
     stacked = math.ceil(STACKS * length * host.text_widest * FLOAT)
-    encoding = models.activation_bytes("text_encoder", length) + stacked
-    return _need(models, "text_encoder", encoding, host_bytes), connectors
+    encoding = network_need(models, "text_encoder", length, host_bytes)
+    return dataclasses.replace(encoding, activations=encoding.activations + stacked), connectors
 
 
 def _sound(models: Models, request: LTX2Request, host: Host, size: Size, host_bytes: int) -> tuple[Need, ...]:
@@ -107,7 +100,13 @@ def _sound(models: Models, request: LTX2Request, host: Host, size: Size, host_by
         "vocoder": latents * host.audio_grid.temporal * host.vocoder_widest,
     }
     return tuple(
-        _need(models, component, math.ceil(values * FLOAT * COPIES), host_bytes) for component, values in widest.items()
+        Need(
+            component=component,
+            weights=models.facts(component).weights,
+            activations=math.ceil(values * FLOAT * COPIES),
+            host=host_bytes,
+        )
+        for component, values in widest.items()
     )
 
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from telecine.condition import Condition
 from telecine.conditioning import PREFIX_LATENT_FRAMES
 from telecine.families.base import Models
-from telecine.families.bound import ONE_BY_ONE
 from telecine.families.ltx_video.host import Host
+from telecine.families.needs import denoising_need, text_needs
 from telecine.families.vae_memory import VaeMemory
 from telecine.guidance import Guidance
 from telecine.memory_budget import FLOAT, Need
@@ -45,18 +45,13 @@ class RunMemory:
             RequestError: a limit that cannot be met, or tiles that cannot be.
             EngineError: an engine takes no such tiles, or there is none.
         """
-        options = request.tiling_options()
         conditions = _Conditions.of(request, latent)
         host_bytes = _host_bytes(request, host, latent, guidance, conditions)
-        text = _text(models, request, host_bytes)
-        batched, sequential = (
-            _transformer(models, request, latent.tokens + conditions.extra_tokens, passes, host_bytes)
-            for passes in (len(guidance.passes), 1)
-        )
-        limit = options.memory_limit
-        one_by_one = limit is not None and batched.alone > limit
-        large = request.videos * latent.tokens >= ONE_BY_ONE
-        denoising = sequential if one_by_one or (large and not models.facts("transformer").batch_pays) else batched
+        text = text_needs(models, request, host_bytes)
+        denoising, one_by_one = denoising_need(
+            models, request, tokens=latent.tokens, beside=conditions.extra_tokens, passes=len(guidance.passes),
+            host_bytes=host_bytes,
+        )  # fmt: skip
         least = max(need.least for need in (*text, denoising, *beside))
         encoded = dataclasses.replace(latent, frames=conditions.encoded) if conditions.encoded else None
         vae = VaeMemory.plan(models, request, host, host_bytes, least, encoded=encoded, decoded=latent)
@@ -83,33 +78,6 @@ class _Conditions:
         encoded = latent.frames if videos else int(request.image is not None or bool(conditions))
         frames = PREFIX_LATENT_FRAMES if videos else 1
         return cls(encoded=encoded, extra_tokens=len(conditions) * frames * latent.height * latent.width)
-
-
-def _text(models: Models, request: Request, host_bytes: int) -> tuple[Need, ...]:
-    """Of the text encoder, one call for the prompts and one for the negative ones; none where embeddings are given."""
-    if request.prompt_embeds is not None and request.negative_prompt_embeds is not None:
-        return ()
-    rows, facts = request.prompts * request.max_sequence_length, models.facts("text_encoder")
-    need = Need(
-        component="text_encoder",
-        weights=facts.weights,
-        streams=facts.streams,
-        activations=models.activation_bytes("text_encoder", rows),
-        host=host_bytes,
-    )
-    return (need,)
-
-
-def _transformer(models: Models, request: Request, tokens: int, passes: int, host_bytes: int) -> Need:
-    """With so many passes at once."""
-    rows, facts = passes * request.videos * tokens, models.facts("transformer")
-    return Need(
-        component="transformer",
-        weights=facts.weights,
-        streams=facts.streams,
-        activations=models.activation_bytes("transformer", rows),
-        host=host_bytes,
-    )
 
 
 def _host_bytes(request: Request, host: Host, latent: LatentShape, guidance: Guidance, conditions: _Conditions) -> int:

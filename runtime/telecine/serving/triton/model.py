@@ -122,10 +122,10 @@ class PipelineModel:
                     )
                 frames[:, done : done + piece.shape[1]] = piece
                 done += piece.shape[1]
-            made: dict[str, Array] = {"frames": frames} | _facts(stream.seeds, stream.frame_rate)
+            video: dict[str, Array] = {"frames": frames} | _facts(stream.seeds, stream.frame_rate)
             if stream.audio is not None:
-                made |= {"audio": stream.audio, "sample_rate": np.array([stream.sample_rate], np.int64)}
-            return made
+                video |= {"audio": stream.audio, "sample_rate": np.array([stream.sample_rate], np.int64)}
+            return video
 
     def _stopped(self, sender: Sender) -> bool:
         return self._closing.is_set() or bool(sender.is_cancelled())

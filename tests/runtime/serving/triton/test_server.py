@@ -23,23 +23,44 @@ MODEL = "telecine"
 SMALL = {"height": 64, "width": 64, "num_frames": 9, "num_inference_steps": 2}
 SMALL_TENSORS = {name: ints(value) for name, value in SMALL.items()}
 PROMPT = {"prompt": text("a red ball rolls to the left"), **SMALL_TENSORS}
+# Models of the same server, by their names, in the style of these releases.
+COGVIDEOX = {"cogvideox": "2b", "cogvideox-image": "5b-I2V"}
 # Minutes of work, where nothing stops it.
 ENDLESS = PROMPT | {"num_inference_steps": ints(100_000)}
 
 
 @pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory, triton_environment: Any, demo_bundle: Path) -> Path:
-    folder = tmp_path_factory.mktemp("triton") / "repository"
-    options = RepositoryOptions(
-        placement=Placement(devices=("cpu",)), concurrency=2, threads=1, environment=str(triton_environment.folder)
-    )
-    write_repository(Bundle.open(demo_bundle), folder, options)
-    return folder
+def write(tmp_path_factory: pytest.TempPathFactory, triton_environment: Any) -> Callable[..., Path]:
+    """`write(bundle, name)`: a repository of it, for this server."""
+
+    def make(bundle: Path, name: str = MODEL) -> Path:
+        folder = tmp_path_factory.mktemp("triton") / "repository"
+        options = RepositoryOptions(
+            name=name,
+            placement=Placement(devices=("cpu",)),
+            concurrency=2,
+            threads=1,
+            environment=str(triton_environment.folder),
+        )
+        assert write_repository(Bundle.open(bundle), folder, options) == [name]
+        return folder
+
+    return make
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, triton_environment: Any, repository: Path) -> Iterator[Any]:
-    with triton_environment.serve(repository, tmp_path_factory.mktemp("server")) as running:
+def repository(write: Callable[..., Path], demo_bundle: Path) -> Path:
+    return write(demo_bundle)
+
+
+@pytest.fixture(scope="module")
+def server(
+    tmp_path_factory: pytest.TempPathFactory, triton_environment: Any, repository: Path, write: Callable[..., Path],
+    cogvideox: Callable[..., tuple[Path, Path]],
+) -> Iterator[Any]:  # fmt: skip
+    """One for all models: each has a repository of its own."""
+    others = [f"--model-repository={write(cogvideox(style)[1], name)}" for name, style in COGVIDEOX.items()]
+    with triton_environment.serve(repository, tmp_path_factory.mktemp("server"), *others) as running:
         yield running
 
 
@@ -96,6 +117,51 @@ def test_eight_clients_lose_nothing_and_get_the_librarys_frames(
     # Different requests have different frames, or the comparison would prove little.
     assert len({events[-1]["frames"].tobytes() for events in answers}) == 50
     assert {float(events[-1]["frame_rate"][0]) for events in answers} == {24.5, 25.0}
+
+
+def cogvideox_requests() -> dict[str, list[tuple[dict[str, Any], Tensors]]]:
+    """By model, as parameters of `generate` and as tensors: from text, from a video, from an image."""
+    video, image = pixels(1, 9, 48, 80), pixels(2, 40, 70)
+    prompts = ["a red ball rolls to the left", "snow"]
+    batch = {"prompt": prompts, "seed": [3, 4], "num_frames": 17, "use_dynamic_cfg": True}
+    batch_tensors = {"prompt": text(*prompts), "seed": ints(3, 4), "num_frames": ints(17)}
+    changed = {"prompt": "snow", "negative_prompt": "white", "video": video, "strength": 0.5, "seed": 5}
+    changed_tensors = {"prompt": text("snow"), "negative_prompt": text("white"), "strength": floats(0.5)}
+    begun = {"prompt": "snow", "image": image, "num_frames": 9, "seed": 6, "guidance_scale": 3.0}
+    begun_tensors = {"prompt": text("snow"), "image": image[np.newaxis], "num_frames": ints(9), "seed": ints(6)}
+    made: dict[str, list[tuple[dict[str, Any], Tensors]]] = {
+        "cogvideox": [
+            (batch, batch_tensors | {"use_dynamic_cfg": np.array([True])}),
+            (changed, changed_tensors | {"video": video, "seed": ints(5)}),
+        ],
+        # Its learned positions are of one size.
+        "cogvideox-image": [({"height": 64, "width": 96} | begun, begun_tensors | {"guidance_scale": floats(3.0)})],
+    }
+    common = {"height": 48, "width": 80, "num_inference_steps": 2}
+    return {
+        name: [
+            (common | asked, {key: ints((common | asked)[key]) for key in common} | tensors)
+            for asked, tensors in requests
+        ]
+        for name, requests in made.items()
+    }
+
+
+def test_cogvideox_from_text_video_and_image(
+    call: Callable[..., Any], server: Any, cogvideox: Callable[..., tuple[Path, Path]]
+) -> None:
+    """Nothing of the service is of one family. A rate that nobody asked for is the model's own."""
+    for name, requests in cogvideox_requests().items():
+        asked, tensors = zip(*requests, strict=True)
+        expected = call("library", str(cogvideox(COGVIDEOX[name])[1]), list(asked))
+        for events, (frames, seeds) in zip(call("infer", server.url, name, list(tensors), 2), expected, strict=True):
+            *progress, last = events
+            assert len(progress) == int(progress[0]["steps"][0])
+            assert frames.std() > 255 * 0.05
+            np.testing.assert_array_equal(last["frames"], frames)
+            assert (tuple(last["seeds"]), float(last["frame_rate"][0])) == (seeds, 8.0)
+    ((error,),) = call("infer", server.url, "cogvideox", [PROMPT | {"stg_scale": floats(1.0)}], 1)
+    assert error.startswith("stg_scale for a cogvideox model; expected no such parameter")
 
 
 def test_progress_comes_in_order_with_descending_sigmas(infer: Callable[..., Any]) -> None:
