@@ -41,7 +41,7 @@ def _reflect(states: Tensor) -> Tensor:
         shape=(*outer, height + 2, width + 2),
         version=19,
     )
-    return padded
+    return padded.to(states.device)  # tracing takes the operator's output for one on the CPU
 
 
 def _causal_conv(conv: LTX2VideoCausalConv3d, hidden_states: Tensor, causal: bool = True) -> Tensor:
