@@ -57,9 +57,11 @@ TOLERANCES: Mapping[str, Tolerance] = {
     "rope": Tolerance(largest=1e-6),  # host math: torch's float32 cosines against correctly rounded ones [6e-8]
     # A pass's 1e-5, times 5 by guidance at 3 (3 conditional, -2 not), and every step inherits the last one's.
     "latents": Tolerance(largest=1e-4),  # [6e-6]
+    "sound_latents": Tolerance(largest=2e-4),  # LTX-2 guides a sound at 7
     "decode_input": Tolerance(largest=1e-4),  # the latents, denormalised and mixed with noise [6e-6]
     # What must hold of a whole run: a grey clip proves nothing.
     "frames": Tolerance(largest=2e-3, mean=2e-5, peak=1.0, spread=0.05),  # [3e-6, 2e-7]
+    "audio": Tolerance(largest=2e-3, mean=2e-5, peak=2.0, spread=0.05),  # samples in [-1, 1]
 }
 
 
