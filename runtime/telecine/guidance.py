@@ -78,7 +78,8 @@ class StepGuidance:
         passes = self.passes
         if len(passes) == 1:
             return velocities
-        given = dict(zip(passes, velocities.reshape(len(passes), -1, *velocities.shape[1:]), strict=True))
+        batch = len(velocities) // len(passes)
+        given = {each: velocities[row * batch : (row + 1) * batch] for row, each in enumerate(passes)}
         guided = cond = given["positive"]
         if "negative" in given:
             uncond = given["negative"]
