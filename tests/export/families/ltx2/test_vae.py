@@ -16,7 +16,7 @@ from telecine.backends.base import Session
 from telecine.backends.onnxruntime import OnnxRuntimeOptions, OnnxRuntimeSession
 from telecine.errors import SourceError
 from telecine_export.export import Progress, export_component
-from telecine_export.families.cogvideox.networks import complete
+from telecine_export.families.defaults import complete
 from telecine_export.families.ltx2 import vae as family
 from telecine_export.families.ltx2.checks import check_vae
 from telecine_export.graphs import GraphSpec
