@@ -215,6 +215,7 @@ class _Planner:
 
     def _seamless(self, cuts: tuple[Cut, Cut, Cut], at_once: int) -> Plan:
         time, rows, columns = cuts
+        self._check_side(min(rows.size, columns.size))
         in_time, in_space = frames(self.grid.temporal), pixels(self.grid.spatial)
         # LTX-Video's encoder is causal in time, its decoder is not.
         tiles = Seamless(
@@ -240,6 +241,9 @@ class _Planner:
             _check_grid(name, value, temporal)
         make = Blended.decoder if self.decoding else Blended.encoder
         tiles = make(self.sides, self.grid, size=size, stride=stride, frames=length, hop=hop)
+        unit = 1 if self.decoding else spatial
+        spans = tiles.spans(self.sides[1] * unit, self.sides[2] * unit)
+        self._check_side(min(stop - start for span in spans for start, stop in span) // unit)
         largest = (length // temporal + 1, size // spatial, size // spatial)
         frames, height, width = (min(pair) for pair in zip(largest, self.sides, strict=True))
         self._check_fits((frames, height, width))
@@ -250,6 +254,20 @@ class _Planner:
 
     def _fits(self, tile: Sides) -> bool:
         return self.largest is None or all(side <= most for side, most in zip(tile, self.largest.sides, strict=True))
+
+    def _check_side(self, smallest: int) -> None:
+        """Refuse a call of the network on fewer latents a side than it takes."""
+        if smallest >= self.footprint.least_side:
+            return
+        ratio = self.grid.spatial
+        whole = min(self.sides[1:]) == smallest
+        raise RequestError(
+            f"a {'video' if whole else 'tile'} of {smallest * ratio} pixels a side",
+            expected=f"at least {self.footprint.least_side * ratio}: the VAE of this model pads by mirror images",
+            fix="Ask for a larger video."
+            if whole
+            else "Use another tile_size or tile_stride, which leave more for the last tile, or tiling='auto'.",
+        )
 
     def _check_fits(self, tile: Sides) -> None:
         if not self._fits(tile):
