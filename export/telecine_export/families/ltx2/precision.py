@@ -155,13 +155,14 @@ IMAGE = np.stack(np.broadcast_arrays(RAMP[:, None], RAMP[None], RAMP[::-1, None]
 def clips(pipe: Pipeline, request: Mapping[str, Any]) -> list[Clip]:
     """A clip of text, one of an image (through the VAE's encoder), and one upscaled, where there is an upsampler."""
     asked = {**_fitted(pipe.bundle.manifest.host), **request}
-    from_image = {**asked, "num_inference_steps": IMAGE_STEPS, "num_frames": 9, "image_crf": 0}
+    short = {**asked, "num_inference_steps": IMAGE_STEPS, "num_frames": 9}
     made = [
         pipe.generate(**asked, pipeline="LTX2Pipeline"),
-        pipe.generate(**from_image, image=IMAGE, pipeline="LTX2ImageToVideoPipeline"),
+        pipe.generate(**short, image=IMAGE, image_crf=0, pipeline="LTX2ImageToVideoPipeline"),
     ]
     if "latent_upsampler" in pipe.bundle.manifest.components:
-        made.append(pipe.upscale(np.stack([IMAGE] * 9), seed=request["seed"], output_type="np"))
+        small = pipe.generate(**short | {"output_type": "latent"}, pipeline="LTX2Pipeline")
+        made.append(pipe.upscale(latents=small.latents, output_type="np"))
     return [each.frames[0] for each in made if each.frames is not None]
 
 
