@@ -42,7 +42,7 @@ class Fused(NamedTuple):
     component: Component
 
 
-@pytest.fixture(scope="module", params=["ltx", "cogvideox", "ltx2"])
+@pytest.fixture(scope="module", params=["ltx", "cogvideox", pytest.param("ltx2", marks=pytest.mark.slow)])
 def fused(
     request: pytest.FixtureRequest, tiny_source: Path, tiny_bundle: Path, cogvideox: Callable[..., Any],
     ltx2: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory,
