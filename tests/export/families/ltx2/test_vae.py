@@ -102,6 +102,7 @@ def test_the_releases_contracts(style: str) -> None:
     assert decoder.output_shape == ("batch", 3, *pixels.values())
     assert set(decoder.sample) == {"latents"}
     assert set(family.decoder_graph(config | {"timestep_conditioning": True}).sample) == {"latents", "timestep"}
+    assert family.least_sides(config) == {"vae_encoder": 1, "vae_decoder": 2 if style == "2.0" else 1}
     widest = family.widest_activations(config)
     assert set(widest) == {"vae_encoder", "vae_decoder"}
     assert min(widest.values()) > 1
