@@ -7,9 +7,11 @@ from typing import Any
 
 from diffusers.pipelines.ltx2.utils import DEFAULT_NEGATIVE_PROMPT
 
+from telecine.errors import SourceError
 from telecine.families.ltx2.schedule import DISTILLED_SIGMAS
 from telecine.schedulers.flow_match_euler import FlowMatchEulerConfig
 from telecine_export.families.ltx2 import connectors, gemma, sound, transformer, upsampler, vae
+from telecine_export.families.ltx2.checks import RATIO
 from telecine_export.families.weightless import uint8_frames
 from telecine_export.graphs import GraphSpec
 from telecine_export.source import Source
@@ -21,7 +23,7 @@ def graphs(source: Source) -> list[GraphSpec]:
     """The graphs of a pipeline: text, transformer, both VAEs, vocoder, an upsampler where one is given, host math.
 
     Raises:
-        SourceError: a configuration that the graph contracts do not cover.
+        SourceError: a configuration that the graph contracts do not cover, or parts of different models.
     """
     specs = [
         gemma.spec(source),
@@ -32,9 +34,41 @@ def graphs(source: Source) -> list[GraphSpec]:
         sound.audio_vae_decoder_spec(source),
         sound.vocoder_spec(source),
     ]
+    check_parts(source)
     if upsampler.COMPONENT in source.components:
         specs.append(upsampler.spec(source))
     return [*specs, uint8_frames()]
+
+
+def check_parts(source: Source) -> None:
+    """Refuse parts of different models: each would export, and together they would make noise.
+
+    Raises:
+        SourceError: the transformer takes other latents than the VAEs', or other texts than the connectors'.
+    """
+    config, of_connectors = transformer.transformer_config(source), gemma.connectors_config(source)
+    of_sound = sound.audio_vae_config(source)
+    values = of_sound["latent_channels"] * of_sound["mel_bins"] // RATIO
+    text, audio_text = transformer.text_widths(config)
+    checks = (
+        ("vae", "channels", config["in_channels"], vae.vae_config(source)["latent_channels"]),
+        (
+            "audio_vae",
+            "values",
+            config["audio_in_channels"],
+            of_sound["latent_channels"] * of_sound["mel_bins"] // RATIO,
+        ),
+        ("connectors", "channels for the video", text, connectors.width(of_connectors, "video")),
+        ("connectors", "channels for the sound", audio_text, connectors.width(of_connectors, "audio")),
+    )
+    for part, what, wanted, got in checks:
+        if got != wanted:
+            raise SourceError(
+                f"{source.component(part).origin} makes {got} {what}, and"
+                f" {source.component('transformer').origin} takes {wanted}",
+                expected="a transformer, VAEs and connectors of one model",
+                fix="Check what is passed as --transformer and --vae.",
+            )
 
 
 def host(source: Source) -> dict[str, Any]:
