@@ -52,12 +52,7 @@ def check_parts(source: Source) -> None:
     text, audio_text = transformer.text_widths(config)
     checks = (
         ("vae", "channels", config["in_channels"], vae.vae_config(source)["latent_channels"]),
-        (
-            "audio_vae",
-            "values",
-            config["audio_in_channels"],
-            of_sound["latent_channels"] * of_sound["mel_bins"] // RATIO,
-        ),
+        ("audio_vae", "values", config["audio_in_channels"], values),
         ("connectors", "channels for the video", text, connectors.width(of_connectors, "video")),
         ("connectors", "channels for the sound", audio_text, connectors.width(of_connectors, "audio")),
     )
