@@ -30,6 +30,7 @@ LARGE_SUFFIXES = ("safetensors", "model", "txt")
 # A component that is a repository of its own; a pipeline's repository has no such files beside its single-file models.
 ROOT_FILES = (
     "config.json", "model*.safetensors*", "diffusion_pytorch_model*.safetensors*", "tokenizer*.json", "spiece.model",
+    "tokenizer.model",
 )  # fmt: skip
 
 

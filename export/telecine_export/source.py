@@ -24,7 +24,7 @@ from telecine_export.families.ltx_video.releases import check_widths, holds, rec
 
 NETWORKS = ("text_encoder", "transformer", "vae")
 FURTHER = ("connectors", "audio_vae", "vocoder")  # of models that have them
-TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
+TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "tokenizer.model")  # the last is Gemma's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

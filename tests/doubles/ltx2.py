@@ -117,6 +117,7 @@ def make_host(transformer: LTX2VideoTransformer3DModel, **changes: Any) -> dict[
         "widest_activations": dict.fromkeys(
             ("text_encoder", "vae_encoder", "vae_decoder", "audio_vae_decoder", "vocoder"), 1.0
         ),
+        "least_sides": {"vae_encoder": 1, "vae_decoder": 1},
         **changes,
     }
 

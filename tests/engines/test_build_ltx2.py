@@ -9,6 +9,7 @@ import pytest
 
 from telecine.axes import bind_axes
 from telecine.bundle import Bundle
+from telecine.errors import RequestError
 from telecine_engines.build import BuildRequest, build_engines
 from telecine_engines.profiles import plan_profiles
 from telecine_engines.workloads import family_of, parse_workloads
@@ -42,22 +43,36 @@ def test_ranges_of_a_published_size(ltx2: Ltx2) -> None:
     assert vocoder["mel_frames"].max == 4 * 126 - 3
 
 
+def test_a_decoder_that_pads_by_mirror_images_is_built_for_two_latents_a_side(ltx2: Ltx2) -> None:
+    bundle = Bundle.open(ltx2("2.3")[2])
+    host = bundle.manifest.host | {"least_sides": {"vae_encoder": 1, "vae_decoder": 2}}
+    ranges = family_of(bundle).axis_ranges
+    (workload,) = parse_workloads(["96x64x17"], bundle)
+    (decoder,), (encoder,) = (ranges(name, workload, host) for name in ("vae_decoder", "vae_encoder"))
+    assert [decoder[f"latent_{side}"].min for side in ("frames", "height", "width")] == [1, 2, 2]
+    assert encoder["latent_height"].min == 1
+    (workload,) = parse_workloads(["96x32x17"], bundle)
+    with pytest.raises(RequestError, match="a workload of at most 32 pixels a side; expected 64"):
+        ranges("vae_decoder", workload, host | {"upsampler": None})  # two stages make a larger one
+
+
 @pytest.mark.parametrize(
-    "component",
+    ("style", "component"),
     [
-        "connectors",
+        ("2.3", "connectors"),
         *(
-            pytest.param(each, marks=pytest.mark.slow)
+            pytest.param(*each, marks=pytest.mark.slow)
             for each in (
-                "text_encoder", "transformer", "vae_encoder", "vae_decoder", "audio_vae_decoder", "vocoder",
-                "latent_upsampler", "uint8_frames",
+                ("2.3", "text_encoder"), ("2.3", "transformer"), ("2.3", "vae_encoder"), ("2.3", "vae_decoder"),
+                ("2.3", "audio_vae_decoder"), ("2.3", "vocoder"), ("2.3", "latent_upsampler"), ("2.3", "uint8_frames"),
+                ("2.0", "vae_decoder"),  # pads by mirror images
             )
         ),
     ],
 )  # fmt: skip
-def test_it_builds(ltx2: Ltx2, component: str, tmp_path: Path) -> None:
+def test_it_builds(ltx2: Ltx2, style: str, component: str, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
-    bundle = Bundle.open(ltx2("2.3")[2])
+    bundle = Bundle.open(ltx2(style)[2])
     request = BuildRequest(
         bundle=bundle, targets=("rtx-sm89",), workloads=(WORKLOAD,), components=(component,), engines=tmp_path
     )

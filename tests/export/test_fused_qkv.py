@@ -1,4 +1,4 @@
-"""`--fuse-qkv`: the same numbers from fewer products, for both families, and refused where there is nothing to fuse."""
+"""`--fuse-qkv`: the same numbers from fewer products, for every family, and refused where there is nothing to fuse."""
 
 from __future__ import annotations
 
@@ -42,12 +42,17 @@ class Fused(NamedTuple):
     component: Component
 
 
-@pytest.fixture(scope="module", params=["ltx", "cogvideox"])
+@pytest.fixture(scope="module", params=["ltx", "cogvideox", pytest.param("ltx2", marks=pytest.mark.slow)])
 def fused(
     request: pytest.FixtureRequest, tiny_source: Path, tiny_bundle: Path, cogvideox: Callable[..., Any],
-    tmp_path_factory: pytest.TempPathFactory,
+    ltx2: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory,
 ) -> Fused:  # fmt: skip
-    source, bundle = (tiny_source, tiny_bundle) if request.param == "ltx" else cogvideox("5b")
+    families: dict[str, Callable[[], Any]] = {
+        "ltx": lambda: (tiny_source, tiny_bundle),
+        "cogvideox": lambda: cogvideox("5b"),
+        "ltx2": lambda: ltx2("2.3")[::2],
+    }
+    source, bundle = families[request.param]()
     opened = open_source(str(source))
     spec = next(spec for spec in family_of(opened).graphs(opened) if spec.component == "transformer")
     folder = tmp_path_factory.mktemp("fused")
@@ -63,7 +68,7 @@ def feeds(model: onnx.ModelProto) -> dict[str, np.ndarray]:
     """Random inputs of sizes that were not traced."""
     sizes = {
         "batch": 3, "tokens": 30, "timestep_tokens": 1, "text_length": 9, "rope_positions": 30,
-        "frame_groups": 3, "rows": 5, "columns": 2,
+        "frame_groups": 3, "rows": 5, "columns": 2, "audio_tokens": 7, "cross_timestep_tokens": 1,
     }  # fmt: skip
     random = np.random.default_rng(0)
     made = {}

@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -416,3 +417,28 @@ def test_tiles_that_an_engine_does_not_take_are_refused(options: dict[str, Any],
         plan_decoder(
             TilingOptions(**options), latent_shape((20, 9, 30)), GRID, DECODER, videos=1, largest=Largest(most, 1)
         )
+
+
+@pytest.mark.parametrize("settings", OPTIONS, ids=lambda settings: " ".join(map(str, settings.values())) or "auto")
+@pytest.mark.parametrize("decoding", [True, False], ids=["decode", "encode"])
+def test_a_network_that_pads_by_mirror_images_gets_no_single_latent(settings: dict[str, Any], decoding: bool) -> None:
+    """What is refused is just what would have had one, as the same tiles of another network show."""
+    make, plain = (plan_decoder, DECODER) if decoding else (plan_encoder, ENCODER)
+    unit = 1 if decoding else GRID.spatial
+    for sides in itertools.product((1, 6), (1, 2, 5, 7, 9, 10), (4, 8, 13)):
+        seen: set[int] = set()
+
+        def network(part: Array, tile: Tile, seen: set[int] = seen) -> Array:
+            seen.update(side // unit for side in part.shape[3:])
+            return picture(made(tile, decoding=decoding))
+
+        options, shape = TilingOptions(**settings), latent_shape(sides)
+        reads = sides if decoding else video_sides(sides)
+        list(make(options, shape, GRID, plain, videos=1).run(network, np.zeros((1, 1, *reads), np.float32)))
+        mirrors = replace(plain, least_side=2)
+        if min(seen) > 1:
+            assert make(options, shape, GRID, mirrors, videos=1) == make(options, shape, GRID, plain, videos=1)
+            continue
+        what = "video" if sides[1] == 1 else "tile"
+        with pytest.raises(RequestError, match=f"a {what} of 4 pixels a side; expected at least 8"):
+            make(options, shape, GRID, mirrors, videos=1)

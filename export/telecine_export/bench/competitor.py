@@ -15,6 +15,15 @@ from telecine.bench.settings import Settings
 PACKAGES = ("diffusers", "torch", "transformers")
 # Of fp8, diffusers has bf16.
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "fp8": torch.bfloat16}
+# What of a pipeline is timed as which stage. Frames are made of what the decoder gives in `postprocess_video`: that is
+# decoding, as it is ours.
+PARTS = (
+    ("connectors", "forward", "text"),
+    ("vae", "decode", "decode"),
+    ("video_processor", "postprocess_video", "decode"),
+    ("audio_vae", "decode", "sound"),
+    ("vocoder", "forward", "sound"),
+)
 
 
 def open_pipeline(source: str, precision: str = "fp32") -> Any:
@@ -45,13 +54,11 @@ class Diffusers:
                 module.forward = torch.compile(module.forward)
         self._stages = _Stages(torch.cuda.synchronize if on_gpu else _nothing)
         self._stages.watch(self._pipe.transformer)
-        # Frames are made of what the decoder gives in `postprocess_video`: that is decoding, as it is ours.
-        for owner, method, stage in (
-            (self._pipe, "encode_prompt", "text"),
-            (self._pipe.vae, "decode", "decode"),
-            (self._pipe.video_processor, "postprocess_video", "decode"),
-        ):
-            setattr(owner, method, self._stages.timed(getattr(owner, method), stage))
+        self._pipe.encode_prompt = self._stages.timed(self._pipe.encode_prompt, "text")
+        for name, method, stage in PARTS:
+            part = getattr(self._pipe, name, None)
+            if part is not None:
+                setattr(part, method, self._stages.timed(getattr(part, method), stage))
 
     def generate(self, settings: Settings, mark: Callable[[], None]) -> Mapping[str, float]:
         def callback(_: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:

@@ -8,44 +8,27 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from telecine.bundle import Bundle
 from telecine.families.ltx2.guidance import modality_mask
 from telecine.families.ltx2.host import Host
 from telecine.families.ltx2.modalities import Told
 from telecine.families.ltx2.positions import rope_inputs
-from telecine.families.ltx2.text import tokenize
 from telecine.families.ltx2.transformer import timestep_inputs
 from telecine.guidance import Pass
 from telecine.shapes import LatentShape
-from telecine.tokenizer import Tokenizer
-from telecine_export.families.ltx2 import gemma, networks
+from telecine_export.families.ltx2 import networks
 from telecine_export.families.ltx2.transformer import transformer_config
 from telecine_export.source import Source
-from telecine_export.tokenizer import GEMMA, load_tokenizer
-from telecine_export.verify import ltx_video
-from telecine_export.verify.checks import Array, Case, FamilyChecks, compare_graph
+from telecine_export.verify.checks import Case, FamilyChecks, compare_graph
 from telecine_export.verify.comparison import Pair
 from telecine_export.verify.ltx2_run import RUN_PARTS, RUN_STAGES, bundle_run, torch_run
+from telecine_export.verify.ltx2_text import connectors, normal, text_encoder, tokenizer
 from telecine_export.verify.modules import load_module
 from telecine_export.verify.weightless import WEIGHTLESS
 
-# What Gemma's tokenizer treats in its own way, beside what T5's does.
-PROMPTS = (
-    *ltx_video.PROMPTS,
-    "ends early <eos> and <bos> goes on",
-    "<start_of_turn>user\nhello<end_of_turn>\n\n\n<start_of_turn>model",
-    "many     spaces,\t\ttabs and\n\n\n\nlines",
-    "<table><unused0>[multimodal]</table> \x00",
-)
-TEXT_LENGTHS = (128, 9)
-# Tokens of each prompt, as shares of a length in units of the connectors' registers (16 without them): padded in
-# front, whole, a single token. Traced at 2 x 12 and 2 x 7.
-TEXTS = ((1, (0.6,)), (2, (1.0, 0.0)), (3, (0.3, 0.8, 1.0)))
-WITHOUT_REGISTERS = 16
 # (latent shape, audio latents, text length, videos, frame rate, tokens held at the front, pass, use_cross_timestep):
 # traced at 2 x 24 tokens, 9 of sound, a text of 7, 5 rope positions.
 VIDEOS: tuple[tuple[LatentShape, int, int, int, float, int, Pass, bool], ...] = (
@@ -64,97 +47,6 @@ UPSAMPLED = ((1, 1, 3, 2), (3, 2, 1, 4), (2, 4, 2, 3))
 HEARD = ((1, 2), (3, 5), (2, 26))
 VOICED = ((1, 5), (3, 17), (2, 101))
 SEED = 0
-
-
-def tokenizer(bundle: Bundle, source: Source) -> list[Pair]:
-    """(B, L) ids and masks of `PROMPTS`, one pair a prompt and length."""
-    ours = Tokenizer.load(bundle.path(bundle.manifest.tokenizer))
-    theirs = load_tokenizer(source.tokenizer, GEMMA)
-    pairs = []
-    for length in TEXT_LENGTHS:
-        got = tokenize(ours, PROMPTS, length)
-        expected = theirs(
-            [prompt.strip() for prompt in PROMPTS], padding="max_length", max_length=length, truncation=True,
-            add_special_tokens=True, return_tensors="np",
-        )  # fmt: skip
-        pairs += [
-            Pair(
-                case=f"{prompt[:40]!r} at {length} tokens",
-                shapes={"ids and mask": (2, length)},
-                got=np.stack([got.input_ids[row], got.attention_mask[row]]),
-                expected=np.stack([expected["input_ids"][row], expected["attention_mask"][row]]),
-            )
-            for row, prompt in enumerate(PROMPTS)
-        ]
-    return pairs
-
-
-def _texts(source: Source) -> list[tuple[str, npt.NDArray[np.int64]]]:
-    """A name and the (B, L) mask of prompts that are padded in front, for each of `TEXTS`."""
-    unit = Host.parse(networks.host(source)).connectors.registers or WITHOUT_REGISTERS
-    masks = []
-    for units, shares in TEXTS:
-        length = units * unit
-        tokens = [max(1, round(share * length)) for share in shares]
-        mask = (np.arange(length) >= length - np.array(tokens)[:, None]).astype(np.int64)
-        masks.append((f"{' and '.join(map(str, tokens))} of {length} tokens", mask))
-    return masks
-
-
-def text_encoder(bundle: Bundle, source: Source) -> list[Pair]:
-    """(B, L, D) features of random ids: what diffusers' connectors project from all hidden states."""
-    vocabulary = gemma.text_config(source).vocab_size
-    random = np.random.default_rng(SEED)
-    cases = [
-        Case(name=name, feeds={"input_ids": random.integers(0, vocabulary, mask.shape), "attention_mask": mask})
-        for name, mask in _texts(source)
-    ]
-
-    def load() -> nn.Module:
-        parts = {name: load_module(source, name) for name in ("text_encoder", "connectors")}
-        return nn.ModuleDict(parts)
-
-    return compare_graph(bundle, "text_encoder", cases, load=load, reference=_features)
-
-
-def _features(modules: Any, case: Case) -> Tensor:
-    ids, mask = (torch.from_numpy(case.feeds[name]) for name in ("input_ids", "attention_mask"))
-    states = modules["text_encoder"](input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
-    features, _ = _connected(modules["connectors"], torch.stack(states, dim=-1).flatten(2, 3), mask)
-    return features
-
-
-def _connected(module: Any, states: Tensor, mask: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """What diffusers' connectors project from hidden states, side by side, and what they make of that."""
-    features: list[Tensor] = []
-    hooks = [
-        part.register_forward_hook(lambda *call: features.append(call[2]))
-        for name, part in module.named_children()
-        if name.endswith("text_proj_in")
-    ]
-    video, audio, _ = module(states, mask, padding_side="left")
-    for hook in hooks:
-        hook.remove()
-    return torch.cat(features, dim=-1), (video, audio)
-
-
-def connectors(bundle: Bundle, source: Source) -> list[Pair]:
-    """(B, L, D') and (B, L, D'') outputs of features of random hidden states, packed by the runtime."""
-    config = gemma.connectors_config(source)
-    channels = config["caption_channels"] * config["text_proj_in_factor"]
-    host = Host.parse(networks.host(source)).connectors
-    random = np.random.default_rng(SEED)
-    module = load_module(source, "connectors")
-    cases, references = [], {}
-    for name, mask in _texts(source):
-        states = torch.from_numpy(_normal(random, *mask.shape, channels))
-        with torch.inference_mode():
-            features, references[name] = _connected(module, states, torch.from_numpy(mask))
-        feeds = {"prompt_embeds": features.numpy(), **host.inputs(mask.astype(np.float32))}
-        cases.append(Case(name=name, feeds=feeds))
-    return compare_graph(
-        bundle, "connectors", cases, load=lambda: module, reference=lambda _, case: references[case.name]
-    )
 
 
 def transformer(bundle: Bundle, source: Source) -> list[Pair]:
@@ -186,7 +78,7 @@ def _transformer_cases(bundle: Bundle, source: Source) -> list[Case]:
         perturbation[-1] = each != "perturbed"
         sizes: dict[Any, int] = {"batch": batch, "tokens": latent.tokens, "audio_tokens": audio, "text_length": length}
         states = {
-            name: _normal(random, *(int(sizes.get(size, size)) for size in spec.shape))
+            name: normal(random, *(int(sizes.get(size, size)) for size in spec.shape))
             for name, spec in inputs.items()
             if name.endswith("hidden_states")
         }
@@ -251,7 +143,7 @@ def vae_decoder(bundle: Bundle, source: Source) -> list[Pair]:
     random = np.random.default_rng(SEED)
     cases = []
     for batch, *latents in DECODED:
-        feeds = {"latents": _normal(random, batch, host.latent_channels, *latents)}
+        feeds = {"latents": normal(random, batch, host.latent_channels, *latents)}
         if host.timestep_conditioning:
             feeds["timestep"] = np.linspace(0.05, 0.0, batch, dtype=np.float32)
         cases.append(Case(name=f"{batch} x {' x '.join(map(str, latents))} latents", feeds=feeds))
@@ -297,7 +189,7 @@ def _random_cases(name: str, what: str, sizes: tuple[tuple[int, int], ...], side
     random = np.random.default_rng(SEED)
     channels, width = sides
     return [
-        Case(name=f"{batch} x {length} {what}", feeds={name: _normal(random, batch, channels, length, width)})
+        Case(name=f"{batch} x {length} {what}", feeds={name: normal(random, batch, channels, length, width)})
         for batch, length in sizes
     ]
 
@@ -309,7 +201,7 @@ def latent_upsampler(bundle: Bundle, source: Source) -> list[Pair]:
     cases = [
         Case(
             name=f"{batch} x {' x '.join(map(str, latents))} latents",
-            feeds={"latents": _normal(random, batch, channels, *latents)},
+            feeds={"latents": normal(random, batch, channels, *latents)},
         )
         for batch, *latents in UPSAMPLED
     ]
@@ -320,10 +212,6 @@ def latent_upsampler(bundle: Bundle, source: Source) -> list[Pair]:
         load=lambda: load_module(source, "latent_upsampler"),
         reference=lambda upsampler, case: upsampler(torch.from_numpy(case.feeds["latents"])),
     )
-
-
-def _normal(random: np.random.Generator, *shape: int) -> Array:
-    return random.standard_normal(shape, dtype=np.float32)
 
 
 # In the order in which a divergence spreads.

@@ -41,14 +41,19 @@ def compare(
 
 
 def stages_of(runs: Sequence[Run], settings: Settings) -> Stages:
-    """Samples by stage. A step's network and host are a run's means; the other samples of steps are single steps."""
+    """Samples by stage. A step's network and host are a run's means; the other samples of steps are single steps.
+
+    Models without sound have no such stage.
+    """
     steps = settings.num_inference_steps
+    sound = [each.stages["sound"] for each in runs if "sound" in each.stages]
     samples = {
         "text": [each.stages["text"] for each in runs],
         "step": [wall for each in runs for wall, _ in each.steps],
         "step_network": [each.stages["network"] / steps for each in runs],
         "step_host": [(each.stages["denoise"] - each.stages["network"]) / steps for each in runs],
         "decode": [each.stages.get("decode", 0.0) for each in runs],
+        **({"sound": sound} if len(sound) == len(runs) else {}),
         "total": [each.total[0] for each in runs],
         "step_cpu": [cpu for each in runs for _, cpu in each.steps],
         "total_cpu": [each.total[1] for each in runs],

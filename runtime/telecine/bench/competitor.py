@@ -22,7 +22,7 @@ def now() -> tuple[float, float]:
 class Run:
     """One generation: wall seconds by stage, and (wall, CPU) seconds of every step but the first, and of it all.
 
-    Stages: "text", "denoise" and its part in the "network", "decode".
+    Stages: "text", "denoise" and its part in the "network", "decode", and "sound" where the model makes one.
     """
 
     stages: Mapping[str, float]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-STAGES = ("text", "step", "step_network", "step_host", "decode", "total", "step_cpu", "total_cpu")
+STAGES = ("text", "step", "step_network", "step_host", "decode", "sound", "total", "step_cpu", "total_cpu")
 
 
 def as_text(results: Mapping[str, Any]) -> str:
@@ -37,7 +37,7 @@ def as_text(results: Mapping[str, Any]) -> str:
 def _stages(results: Mapping[str, Any]) -> list[str]:
     stages, ratios = results["stages"], results["times_as_fast_as"]
     rows = [["seconds", *stages, *(f"{next(iter(stages))} / {name}" for name in ratios)]]
-    for stage in STAGES:
+    for stage in (each for each in STAGES if all(each in told for told in stages.values())):
         spreads = [each[stage] for each in stages.values()]
         cells = [f"{spread['median']:.4f} ({spread['low']:.4f}-{spread['high']:.4f})" for spread in spreads]
         times = [f"{each[stage]:.2f} x" if stage in each else "" for each in ratios.values()]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from telecine.errors import RequestError
@@ -21,6 +21,7 @@ class Settings:
 
     `threads`: of one operator, on every side. `warmups`: runs of each competitor that are not counted. `device`: "cpu",
     "cuda", "cuda:N", on every side; "auto" is the CPU, but for networks that have engines. What is None is not asked.
+    `further` are parameters of the model's family.
 
     Raises:
         RequestError: nothing to measure.
@@ -41,6 +42,7 @@ class Settings:
     warmups: int = 1
     threads: int
     device: str = "auto"
+    further: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, least in (("repeats", 1), ("warmups", 0), ("threads", 1)):
@@ -57,15 +59,16 @@ class Settings:
 
     def request(self, prompts: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Parameters that `Pipeline.generate` and diffusers' `__call__` share; `prompts` stand in for the texts."""
-        names = [field.name for field in dataclasses.fields(self)]
+        names = [each.name for each in dataclasses.fields(self)]
         values = {name: getattr(self, name) for name in names[: names.index("seed")] if getattr(self, name) is not None}
+        values |= self.further
         return values if prompts is None else values | {"prompt": None, "negative_prompt": None, **prompts}
 
-    def without(self, names: Collection[str]) -> Settings:
-        """The same, without what a family does not take."""
-        own = {field.name for field in dataclasses.fields(self)}
-        nothing: dict[str, Any] = dict.fromkeys(own.intersection(names))
-        return dataclasses.replace(self, **nothing)
+    def of_family(self, refuses: Collection[str], further: Mapping[str, Any]) -> Settings:
+        """The same, without what a family does not take, and with what it takes beside that."""
+        own = {each.name for each in dataclasses.fields(self)}
+        nothing: dict[str, Any] = dict.fromkeys(own.intersection(refuses))
+        return dataclasses.replace(self, **nothing, further=dict(further))
 
     @property
     def on_gpu(self) -> bool:

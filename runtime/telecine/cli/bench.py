@@ -59,7 +59,8 @@ def bench(
     _check(against, {"--compile": compiled, "--roofline": roofline})
     _check_sweep_and_files(most_tokens, plot, output)
     opened = Bundle.open(bundle)
-    settings = settings.without(FAMILIES[opened.manifest.family].refuses)
+    family = FAMILIES[opened.manifest.family]
+    settings = settings.of_family(family.refuses, family.bench)
     asked = Measurement(
         competitors=[
             lambda: Telecine(bundle, threads=settings.threads, device=settings.device),

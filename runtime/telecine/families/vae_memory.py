@@ -124,5 +124,6 @@ class VaeMemory:
 
 
 def _unlimited(options: TilingOptions, host: VaeHost, latent: LatentShape, videos: int) -> Plan:
-    """Of latents that are not decoded: what was said of tiles is checked all the same."""
-    return plan_decoder(dataclasses.replace(options, memory_limit=None), latent, host.grid, host.decoder, videos=videos)
+    """Of latents that are not decoded, of any size: what was said of tiles is checked all the same."""
+    footprint = dataclasses.replace(host.decoder, least_side=1)
+    return plan_decoder(dataclasses.replace(options, memory_limit=None), latent, host.grid, footprint, videos=videos)

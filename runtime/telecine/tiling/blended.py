@@ -25,6 +25,10 @@ class Steps:
     keep: int
     blend: int
 
+    def spans(self, length: int) -> list[Extent]:
+        """What the tiles read of so many places: the last ones what is left, which may be a single place."""
+        return [Extent(start, min(start + self.size, length)) for start in range(0, length, self.stride)]
+
 
 @dataclass(frozen=True, slots=True)
 class Blended:
@@ -93,19 +97,25 @@ class Blended:
             if kept.shape[2]:
                 yield kept
 
+    def spans(self, height: int, width: int) -> tuple[list[Extent], list[Extent]]:
+        """What the tiles of a picture read along its height, and along its width."""
+        if height <= self.rows.size and width <= self.columns.size:
+            return [Extent(0, height)], [Extent(0, width)]
+        return self.rows.spans(height), self.columns.spans(width)
+
     def _picture(self, network: Network, source: Array, frames: Extent) -> Array:
         """(B, C', n, H', W') of some frames: `tiled_decode` and `tiled_encode`."""
-        (height, width), down, across = source.shape[3:], self.rows, self.columns
-        if height <= down.size and width <= across.size:
-            tile = Tile(frames, Extent(0, height), Extent(0, width))
+        down, across = self.rows, self.columns
+        rows, columns = self.spans(*source.shape[3:])
+        if len(rows) == len(columns) == 1:
+            tile = Tile(frames, rows[0], columns[0])
             return network(tile.of(source), tile)
         strips: list[Array] = []
         above: list[Array] = []
-        for top in range(0, height, down.stride):
+        for in_height in rows:
             row: list[Array] = []
-            for left in range(0, width, across.stride):
-                rows = Extent(top, min(top + down.size, height))
-                tile = Tile(frames, rows, Extent(left, min(left + across.size, width)))
+            for in_width in columns:
+                tile = Tile(frames, in_height, in_width)
                 made = network(tile.of(source), tile)
                 if above:
                     _blend(above[len(row)], made, 3, down.blend)

@@ -20,21 +20,23 @@ WEIGHTED_BYTES = 3 * FLOAT
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """Of a network: `widest`, values of its largest activation per pixel of the video; and the host's bytes beside it,
-    per pixel of a piece, and what tiles add to them."""
+    """Of a network: `widest`, values of its largest activation per pixel of the video; the host's bytes beside it,
+    per pixel of a piece, and what tiles add to them; and the latents that it takes at the least along height and
+    width: one that pads by reflection takes no single one."""
 
     widest: float
     host_bytes: int
     tiled_bytes: int
+    least_side: int = 1
 
     @classmethod
-    def decoder(cls, widest: float) -> Footprint:
-        return cls(widest, DECODED_BYTES, WEIGHTED_BYTES)
+    def decoder(cls, widest: float, least_side: int = 1) -> Footprint:
+        return cls(widest, DECODED_BYTES, WEIGHTED_BYTES, least_side)
 
     @classmethod
-    def encoder(cls, widest: float) -> Footprint:
+    def encoder(cls, widest: float, least_side: int = 1) -> Footprint:
         """Its pieces are latents, which are small."""
-        return cls(widest, 0, 0)
+        return cls(widest, 0, 0, least_side)
 
     def peak(
         self, tile: tuple[int, int, int], whole: tuple[int, int, int], grid: Grid, *, videos: int, at_once: int

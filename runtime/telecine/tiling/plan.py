@@ -13,9 +13,10 @@ from telecine.shapes import Grid, LatentShape
 from telecine.tiling.axis import Axis, Unit, count, frames, latents, pixels
 from telecine.tiling.blended import Blended
 from telecine.tiling.memory import Footprint
-from telecine.tiling.options import TilingOptions, show_size
+from telecine.tiling.options import TilingOptions
+from telecine.tiling.refusals import check_grid, shown, too_little, too_small
 from telecine.tiling.seamless import Seamless
-from telecine.tiling.tile import Array, Network
+from telecine.tiling.tile import Array, Network, Sides
 
 # Latents of context on either side of where seamless tiles meet. Exact would be the receptive field: 22 latents for the
 # decoder of 0.9.5, 31 for 0.9.1, 26 for 0.9.0, more than most pictures have. Trained decoders see far less of it.
@@ -23,8 +24,6 @@ CONTEXT = 3
 # Seamless tiles where nothing else is said, in latents; diffusers' own, in pixels and frames.
 SIZE = 16
 DIFFUSERS_SIZE, DIFFUSERS_FRAMES = 512, 16
-
-Sides = tuple[int, int, int]
 
 
 class Cut(NamedTuple):
@@ -179,9 +178,9 @@ class _Planner:
         """The cut that a request names for seamless tiles."""
         if size is None:
             return None
-        _check_grid(name, size, ratio)
+        check_grid(name, size, ratio)
         if stride is not None:
-            _check_grid(name.replace("size", "stride").replace("frames", "frame_stride"), stride, ratio)
+            check_grid(name.replace("size", "stride").replace("frames", "frame_stride"), stride, ratio)
             return Cut(size // ratio, stride // ratio)
         least = (2 * CONTEXT + 1) * ratio
         if size < least:
@@ -210,11 +209,12 @@ class _Planner:
             if (limit is None or peak <= limit) and (best is None or cost < best[0]):
                 best = (cost, (time, rows, columns))
         if best is None:
-            raise _too_little(self.options, int(least), "Allow that much, or ask for a smaller video.")
+            raise too_little(self.options, int(least), "Allow that much, or ask for a smaller video.")
         return best[1]
 
     def _seamless(self, cuts: tuple[Cut, Cut, Cut], at_once: int) -> Plan:
         time, rows, columns = cuts
+        self._check_side(min(rows.size, columns.size))
         in_time, in_space = frames(self.grid.temporal), pixels(self.grid.spatial)
         # LTX-Video's encoder is causal in time, its decoder is not.
         tiles = Seamless(
@@ -235,11 +235,14 @@ class _Planner:
         stride = options.stride or max(size * 7 // 8 // spatial, 1) * spatial
         hop = options.frame_stride or max(length // 2 // temporal, 1) * temporal
         for name, value in (("tile_size", size), ("tile_stride", stride)):
-            _check_grid(name, value, spatial)
+            check_grid(name, value, spatial)
         for name, value in (("tile_frames", length), ("tile_frame_stride", hop)):
-            _check_grid(name, value, temporal)
+            check_grid(name, value, temporal)
         make = Blended.decoder if self.decoding else Blended.encoder
         tiles = make(self.sides, self.grid, size=size, stride=stride, frames=length, hop=hop)
+        unit = 1 if self.decoding else spatial
+        spans = tiles.spans(self.sides[1] * unit, self.sides[2] * unit)
+        self._check_side(min(stop - start for span in spans for start, stop in span) // unit)
         largest = (length // temporal + 1, size // spatial, size // spatial)
         frames, height, width = (min(pair) for pair in zip(largest, self.sides, strict=True))
         self._check_fits((frames, height, width))
@@ -251,13 +254,18 @@ class _Planner:
     def _fits(self, tile: Sides) -> bool:
         return self.largest is None or all(side <= most for side, most in zip(tile, self.largest.sides, strict=True))
 
+    def _check_side(self, smallest: int) -> None:
+        """Refuse a call of the network on fewer latents a side than it takes."""
+        if smallest < self.footprint.least_side:
+            raise too_small(smallest, self.sides, self.footprint.least_side, self.grid)
+
     def _check_fits(self, tile: Sides) -> None:
         if not self._fits(tile):
             raise self._too_large()
 
     def _too_large(self) -> EngineError:
         assert self.largest is not None
-        whole, most = (_shown(sides, self.grid) for sides in (self.sides, self.largest.sides))
+        whole, most = (shown(sides, self.grid) for sides in (self.sides, self.largest.sides))
         least = (2 * CONTEXT + 1) * self.grid.spatial
         return EngineError(
             f"the VAE's engine takes {most} at once, and the video is {whole}",
@@ -269,15 +277,8 @@ class _Planner:
     def _within_limit(self, plan: Plan, fix: str) -> Plan:
         limit = self.options.room
         if limit is not None and plan.peak > limit:
-            raise _too_little(self.options, plan.peak, fix)
+            raise too_little(self.options, plan.peak, fix)
         return plan
-
-
-def _shown(sides: Sides, grid: Grid) -> str:
-    """WIDTHxHEIGHTxFRAMES of latents."""
-    frames, height, width = sides
-    video = LatentShape(frames=frames, height=height, width=width).video(grid)
-    return f"{video.width}x{video.height}x{video.num_frames}"
 
 
 def _with_context(size: int) -> Cut:
@@ -296,18 +297,3 @@ def _candidates(side: int, cut: Cut | None, most: int) -> list[Cut]:
     for size in range(2 * CONTEXT + 1, side):
         smallest.setdefault(count(side, *_with_context(size)), _with_context(size))
     return [each for each in (*smallest.values(), Cut(side, 1)) if each.size <= most]
-
-
-def _check_grid(name: str, value: int, ratio: int) -> None:
-    if value % ratio:
-        raise RequestError(
-            f"{name} is {value}", expected=f"a multiple of {ratio}", fix=f"Use {max(value // ratio, 1) * ratio}."
-        )
-
-
-def _too_little(options: TilingOptions, peak: int, fix: str) -> RequestError:
-    assert options.memory_limit is not None
-    least = max(peak + options.reserved, options.least)
-    return RequestError(
-        f"memory_limit is {show_size(options.memory_limit)}", expected=f"at least {show_size(least)} here", fix=fix
-    )

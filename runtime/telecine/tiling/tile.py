@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.float32]
+Sides = tuple[int, int, int]  # (frames, height, width)
 
 
 class Extent(NamedTuple):

@@ -75,6 +75,21 @@ def test_operations_of_joint_attention_are_what_the_formula_says(
     assert 0 < left.pop() < 1e5  # timesteps, and the scales that norms make of them
 
 
+def test_ltx2_beside_diffusers(ltx2: Callable[..., tuple[Path, Path, Path]]) -> None:
+    """Its sound is a stage on either side. Operations are those of all rows: of a transformer, nothing else grows."""
+    source, _, bundle = ltx2("2.3")
+    command = ["bench", str(bundle), "--against", str(source), "--threads", "1"]
+    size = ["--width", "96", "--height", "64", "--num-frames", "9", "--num-inference-steps", "2"]
+    done = CliRunner().invoke(main, [*command, *size, "--repeats", "1", "--warmups", "0", "--json"])
+    assert done.exit_code == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert set(told["stages"]) == {"telecine", "diffusers"}
+    assert set(told["times_as_fast_as"]["diffusers"]) >= {"text", "step", "decode", "sound", "total"}
+    latent = LatentShape(frames=2, height=2, width=3)
+    one, two = (step_flops(open_source(str(source)), latent, batch=batch, text_length=9) for batch in (1, 2))
+    assert two == 2 * one > 0
+
+
 def test_cogvideox_beside_diffusers(cogvideox: Callable[..., tuple[Path, Path]]) -> None:
     source, bundle = cogvideox("2b")
     command = ["bench", str(bundle), "--against", str(source), "--threads", "1"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from telecine.schedulers.cogvideox import CogVideoXSchedulerConfig
 from telecine_export.families.cogvideox.checks import check_text, check_transformer, check_vae
 from telecine_export.families.cogvideox.patches import patch_cogvideox_transformer
 from telecine_export.families.cogvideox.vae import decoder_graphs, encoder_graphs, widest_activations
+from telecine_export.families.defaults import complete
 from telecine_export.families.t5 import text_encoder
 from telecine_export.families.weightless import decoder_latents, denoise_step, uint8_frames
 from telecine_export.graphs import GraphSpec
@@ -245,10 +245,3 @@ def transformer_config(source: Source) -> dict[str, Any]:
 
 def vae_config(source: Source) -> dict[str, Any]:
     return complete(AutoencoderKLCogVideoX, source.config("vae"))
-
-
-def complete(model: type, config: Config) -> dict[str, Any]:
-    """A configuration with the defaults of the diffusers class for what it leaves out."""
-    parameters = inspect.signature(model).parameters.values()
-    defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
-    return defaults | dict(config)

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from telecine.errors import SourceError
 from telecine_export.families.ltx2.gemma import HIDDEN, connectors_config, feature_widths
-from telecine_export.families.ltx_video.patches import Rotary, attend, rotate
+from telecine_export.families.ltx2.patches import attended, of_heads, projected
+from telecine_export.families.ltx_video.patches import Rotary
 from telecine_export.graphs import GraphSpec
 from telecine_export.source import Source
 
@@ -36,29 +37,12 @@ class ConnectorAttention:
         query_rotary_emb: Rotary,
         key_rotary_emb: None,
     ) -> Tensor:
-        query, key = (
-            rotate_heads(states, query_rotary_emb, attn.heads)
-            if attn.rope_type == "split"
-            else rotate(states, query_rotary_emb)
-            for states in (attn.norm_q(attn.to_q(hidden_states)), attn.norm_k(attn.to_k(hidden_states)))
-        )
-        states = attend(attn, query, key, attn.to_v(hidden_states), attention_mask)
-        if attn.to_gate_logits is not None:
-            gates = 2.0 * torch.sigmoid(attn.to_gate_logits(hidden_states))
-            states = (states.unflatten(2, (attn.heads, -1)) * gates[..., None]).flatten(2)
-        output: Tensor = attn.to_out[0](states)
-        return output
-
-
-def rotate_heads(states: Tensor, rotary: Rotary, heads: int) -> Tensor:
-    """Turn channels j and j + half of each head of (B, L, D) by the head's own part of (L, D / 2), in float32.
-
-    Source: diffusers `apply_split_rotary_emb`.
-    """
-    cos, sin = (each.unflatten(1, (heads, -1)) for each in rotary)
-    first, second = states.float().unflatten(2, (heads, -1)).chunk(2, dim=-1)
-    turned = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
-    return turned.flatten(2).to(states.dtype)
+        cos, sin = query_rotary_emb
+        if attn.rope_type == "split":
+            cos, sin = of_heads(cos, attn.heads), of_heads(sin, attn.heads)
+        query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
+        output = attended(attn, query, key, value, (cos, sin), (cos, sin), attention_mask)
+        return projected(attn, hidden_states, output)
 
 
 def _rms_norm(norm: nn.RMSNorm, states: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm, Gemma3Rota
 
 from telecine.errors import SourceError
 from telecine.families.ltx2.gemma import PREFIX
-from telecine_export.families.cogvideox.networks import complete
+from telecine_export.families.defaults import complete
 from telecine_export.graphs import GraphSpec
 from telecine_export.source import Source
 from telecine_export.timesteps import TorchFrequencies

@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from diffusers.pipelines.ltx2.utils import DEFAULT_NEGATIVE_PROMPT
 
+from telecine.errors import SourceError
 from telecine.families.ltx2.schedule import DISTILLED_SIGMAS
 from telecine.schedulers.flow_match_euler import FlowMatchEulerConfig
 from telecine_export.families.ltx2 import connectors, gemma, sound, transformer, upsampler, vae
+from telecine_export.families.ltx2.checks import RATIO
 from telecine_export.families.weightless import uint8_frames
 from telecine_export.graphs import GraphSpec
 from telecine_export.source import Source
-
-Config = Mapping[str, Any]
 
 AUDIO_SCHEDULER = "audio_scheduler"
 
@@ -24,7 +23,7 @@ def graphs(source: Source) -> list[GraphSpec]:
     """The graphs of a pipeline: text, transformer, both VAEs, vocoder, an upsampler where one is given, host math.
 
     Raises:
-        SourceError: a configuration that the graph contracts do not cover.
+        SourceError: a configuration that the graph contracts do not cover, or parts of different models.
     """
     specs = [
         gemma.spec(source),
@@ -35,9 +34,36 @@ def graphs(source: Source) -> list[GraphSpec]:
         sound.audio_vae_decoder_spec(source),
         sound.vocoder_spec(source),
     ]
+    check_parts(source)
     if upsampler.COMPONENT in source.components:
         specs.append(upsampler.spec(source))
     return [*specs, uint8_frames()]
+
+
+def check_parts(source: Source) -> None:
+    """Refuse parts of different models: each would export, and together they would make noise.
+
+    Raises:
+        SourceError: the transformer takes other latents than the VAEs', or other texts than the connectors'.
+    """
+    config, of_connectors = transformer.transformer_config(source), gemma.connectors_config(source)
+    of_sound = sound.audio_vae_config(source)
+    values = of_sound["latent_channels"] * of_sound["mel_bins"] // RATIO
+    text, audio_text = transformer.text_widths(config)
+    checks = (
+        ("vae", "channels", config["in_channels"], vae.vae_config(source)["latent_channels"]),
+        ("audio_vae", "values", config["audio_in_channels"], values),
+        ("connectors", "channels for the video", text, connectors.width(of_connectors, "video")),
+        ("connectors", "channels for the sound", audio_text, connectors.width(of_connectors, "audio")),
+    )
+    for part, what, wanted, got in checks:
+        if got != wanted:
+            raise SourceError(
+                f"{source.component(part).origin} makes {got} {what}, and"
+                f" {source.component('transformer').origin} takes {wanted}",
+                expected="a transformer, VAEs and connectors of one model",
+                fix="Check what is passed as --transformer and --vae.",
+            )
 
 
 def host(source: Source) -> dict[str, Any]:
@@ -62,7 +88,7 @@ def host(source: Source) -> dict[str, Any]:
         "connectors": connectors.host(of_connectors),
         "transformer_blocks": config["num_layers"],
         "perturbed_attention": config["perturbed_attn"],
-        "rope": rope(config),
+        "rope": transformer.rope(config),
         **schedulers,
         **({"upsampler": factors} if factors else {}),
     }
@@ -73,32 +99,6 @@ def _audio_scheduler(source: Source) -> dict[str, Any] | None:
     if not source.component(AUDIO_SCHEDULER).origin.exists():
         return None
     return source.config(AUDIO_SCHEDULER)
-
-
-def rope(config: Config) -> dict[str, Any]:
-    """What the host tells tokens their places by."""
-    width, audio_width = transformer.widths(config)
-    double = config["rope_double_precision"]
-    return {
-        "scale_factors": list(config["vae_scale_factors"]),
-        "extent": [config["pos_embed_max_pos"], config["base_height"], config["base_width"]],
-        "causal_offset": config["causal_offset"],
-        "audio_scale_factor": config["audio_scale_factor"],
-        "audio_sampling_rate": config["audio_sampling_rate"],
-        "audio_hop_length": config["audio_hop_length"],
-        "audio_extent": config["audio_pos_embed_max_pos"],
-        "frequencies": rope_frequencies(config, width, 3, double=double),
-        "audio_frequencies": rope_frequencies(config, audio_width, 1, double=double),
-        "cross_frequencies": rope_frequencies(config, config["audio_cross_attention_dim"], 1, double=double),
-    }
-
-
-def rope_frequencies(config: Config, width: int, axes: int, *, double: bool) -> list[float]:
-    """LTX2AudioVideoRotaryPosEmbed.forward's own expression, so that the last bit is torch's and not NumPy's."""
-    steps = torch.linspace(0.0, 1.0, width // (2 * axes), dtype=torch.float64 if double else torch.float32)
-    powers = torch.pow(config["rope_theta"], steps)
-    frequencies: list[float] = (powers * torch.pi / 2.0).to(torch.float32).tolist()
-    return frequencies
 
 
 def variant(source: Source) -> str:

@@ -68,7 +68,7 @@ class TableRope(nn.Module):
         missing = self.columns - values.shape[1]
         if missing:
             values = F.pad(values, (missing, 0), value=identity)
-        return values if self.heads is None else values.unflatten(1, (self.heads, -1))
+        return values if self.heads is None else of_heads(values, self.heads)
 
 
 def _of_axes(table: Tensor, index: Tensor) -> Tensor:
@@ -97,8 +97,16 @@ ROPES: Mapping[str, tuple[str, Callable[[Tensor, Tensor], Tensor]]] = {
 }
 
 
+def of_heads(table: Tensor, heads: int) -> Tensor:
+    """(T, D / 2) cos or sin → (T, heads, D / heads / 2): each head's own part."""
+    return table.unflatten(1, (heads, -1))
+
+
 def turn(states: Tensor, rotary: Rotary) -> Tensor:
-    """Rotate (B, T, D) by what a `TableRope` gives, in float32 (diffusers' apply_..._rotary_emb)."""
+    """Rotate (B, T, D) in float32: pairs of neighbours by (T, D / 2), or of both halves of a head by `of_heads`.
+
+    Source: diffusers `apply_interleaved_rotary_emb`, `apply_split_rotary_emb`.
+    """
     cos, sin = rotary
     if cos.ndim == 2:
         return rotate(states, rotary)
@@ -107,22 +115,28 @@ def turn(states: Tensor, rotary: Rotary) -> Tensor:
     return turned.flatten(2).to(states.dtype)
 
 
-def _attended(
-    attn: Any, query: Tensor, key: Tensor, value: Tensor, queries: Rotary | None, keys: Rotary | None
+def attended(
+    attn: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    queries: Rotary | None,
+    keys: Rotary | None,
+    bias: Tensor | None = None,
 ) -> Tensor:
-    """(B, T, D) of normalised and rotated queries and keys."""
+    """(B, T, D) of normalised and rotated queries and keys; bias (B, 1, T, L)."""
     query, key = attn.norm_q(query), attn.norm_k(key)
     if queries is not None and keys is not None:
         query, key = turn(query, queries), turn(key, keys)
-    return attend(attn, query, key, value, None)
+    return attend(attn, query, key, value, bias)
 
 
-def _projected(attn: LTX2Attention, hidden_states: Tensor, attended: Tensor) -> Tensor:
+def projected(attn: LTX2Attention, hidden_states: Tensor, output: Tensor) -> Tensor:
     """The output projection, behind the gate of each head where the model has them."""
     if attn.to_gate_logits is not None:
         gates = 2.0 * torch.sigmoid(attn.to_gate_logits(hidden_states))
-        attended = (attended.unflatten(2, (attn.heads, -1)) * gates[..., None]).flatten(2)
-    return attn.to_out[0](attended)
+        output = (output.unflatten(2, (attn.heads, -1)) * gates[..., None]).flatten(2)
+    return attn.to_out[0](output)
 
 
 class PerturbableSelfAttention:
@@ -146,11 +160,11 @@ class PerturbableSelfAttention:
         key_rotary_emb: None,
     ) -> Tensor:
         query, key, value = project(attn, SELF, hidden_states)
-        output = _attended(attn, query, key, value, query_rotary_emb, query_rotary_emb)
+        output = attended(attn, query, key, value, query_rotary_emb, query_rotary_emb)
         if "perturbation_mask" in self.inputs:
             perturbed = self.inputs["perturbation_mask"][self.block] == 0
             output = torch.where(perturbed[:, None, None], value, output)
-        return _projected(attn, hidden_states, output)
+        return projected(attn, hidden_states, output)
 
 
 class CrossAttention:
@@ -169,7 +183,7 @@ class CrossAttention:
     ) -> Tensor:
         query = attn.to_q(hidden_states)
         key, value = project(attn, CROSS, encoder_hidden_states)
-        return _projected(attn, hidden_states, _attended(attn, query, key, value, query_rotary_emb, key_rotary_emb))
+        return projected(attn, hidden_states, attended(attn, query, key, value, query_rotary_emb, key_rotary_emb))
 
 
 def _modulations(inputs: GraphInputs, table: Tensor, temb: Tensor, batch_size: int) -> tuple[Tensor, ...]:

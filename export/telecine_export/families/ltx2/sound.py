@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from telecine.errors import SourceError
-from telecine_export.families.cogvideox.networks import complete
+from telecine_export.families.defaults import complete
 from telecine_export.families.ltx2.checks import RATIO, check_audio_vae, check_vocoder
 from telecine_export.families.ltx2.vae_patches import patch_vocoder, repeat_edges, upsample
 from telecine_export.graphs import GraphSpec

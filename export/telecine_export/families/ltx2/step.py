@@ -30,6 +30,7 @@ def step_call(config: Mapping[str, Any], latent: LatentShape, *, batch: int, tex
         "encoder_hidden_states": torch.empty(batch, text_length, text),
         "audio_encoder_hidden_states": torch.empty(batch, text_length, audio_text),
         "timestep": torch.empty(batch),
+        "sigma": torch.empty(batch),  # read from 2.3 on
     }
     sides = {"num_frames": latent.frames, "height": latent.height, "width": latent.width}
     return model, inputs | sides | {"fps": SLOWEST, "audio_num_frames": audio_latents}

@@ -11,7 +11,7 @@ from diffusers import LTX2VideoTransformer3DModel
 from torch import Tensor, nn
 
 from telecine.errors import SourceError
-from telecine_export.families.cogvideox.networks import complete
+from telecine_export.families.defaults import complete
 from telecine_export.families.ltx2.patches import patch_ltx2_transformer
 from telecine_export.graphs import GraphSpec
 from telecine_export.source import Source

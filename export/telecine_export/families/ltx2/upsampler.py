@@ -11,7 +11,7 @@ from diffusers.pipelines.ltx2 import LTX2LatentUpsamplerModel
 from torch import Tensor, nn
 
 from telecine.errors import SourceError
-from telecine_export.families.cogvideox.networks import complete
+from telecine_export.families.defaults import complete
 from telecine_export.families.ltx2.vae import vae_config
 from telecine_export.families.upscaler import LATENT_UPSAMPLER
 from telecine_export.graphs import GraphSpec

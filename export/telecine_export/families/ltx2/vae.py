@@ -10,7 +10,7 @@ from diffusers import AutoencoderKLLTX2Video
 from diffusers.models.autoencoders.autoencoder_kl_ltx2 import LTX2VideoCausalConv3d
 from torch import Tensor, nn
 
-from telecine_export.families.cogvideox.networks import complete
+from telecine_export.families.defaults import complete
 from telecine_export.families.ltx2.checks import check_vae
 from telecine_export.families.ltx2.vae_patches import patch_video_vae
 from telecine_export.graphs import GraphSpec
@@ -140,6 +140,12 @@ def widest_activations(config: Config) -> dict[str, float]:
     return widest
 
 
+def least_sides(config: Config) -> dict[str, int]:
+    """Latents a side that each half of the VAE takes at the least: of a single one, a mirror image has no pixel."""
+    modes = {"vae_encoder": "encoder_spatial_padding_mode", "vae_decoder": "decoder_spatial_padding_mode"}
+    return {half: 2 if config[mode] == "reflect" else 1 for half, mode in modes.items()}
+
+
 def host(source: Source) -> dict[str, Any]:
     """What the NumPy side needs: ratios, statistics of latents, whether the decoder takes a timestep."""
     config = vae_config(source)
@@ -153,5 +159,6 @@ def host(source: Source) -> dict[str, Any]:
         "scaling_factor": config["scaling_factor"],
         "timestep_conditioning": config["timestep_conditioning"],
         "widest_activations": widest_activations(config),
+        "least_sides": least_sides(config),
         **statistics,
     }

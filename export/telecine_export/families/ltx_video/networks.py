@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -14,6 +13,7 @@ from diffusers.pipelines.ltx.modeling_latent_upsampler import LTXLatentUpsampler
 from torch import Tensor, nn
 
 from telecine.errors import SourceError
+from telecine_export.families.defaults import complete
 from telecine_export.families.ltx_video.patches import patch_ltx_noise, patch_ltx_transformer, patch_ltx_vae
 from telecine_export.families.ltx_video.upsampler import host as upsampler_host
 from telecine_export.families.ltx_video.upsampler import latent_upsampler, recipes
@@ -146,8 +146,8 @@ OFFICIAL: Mapping[int, Mapping[str, Any]] = {
 
 def variant(source: Source) -> str:
     """The first release with this architecture, told from the configuration and never from a file name."""
-    vae = _complete(AutoencoderKLLTXVideo, source.config("vae"))
-    layers = _complete(LTXVideoTransformer3DModel, source.config("transformer"))["num_layers"]
+    vae = complete(AutoencoderKLLTXVideo, source.config("vae"))
+    layers = complete(LTXVideoTransformer3DModel, source.config("transformer"))["num_layers"]
     if any(vae["decoder_inject_noise"]):
         return "0.9.1"
     if "LTXVideo095DownBlock3D" in vae["down_block_types"]:
@@ -163,7 +163,7 @@ def presets(source: Source) -> dict[str, dict[str, Any]]:
     upsampler = _upsampler_config(source)
     named: dict[str, Mapping[str, Any]] = {"recommended": RECOMMENDED[variant(source)]}
     named |= recipes(upsampler) if upsampler else {}
-    layers = _complete(LTXVideoTransformer3DModel, source.config("transformer"))["num_layers"]
+    layers = complete(LTXVideoTransformer3DModel, source.config("transformer"))["num_layers"]
     if layers in OFFICIAL:
         decoding = OFFICIAL_DECODING if source.config("vae").get("timestep_conditioning") else {}
         named["official"] = {**OFFICIAL_SIZE, **OFFICIAL[layers], **decoding}
@@ -176,8 +176,8 @@ def graphs(source: Source) -> list[GraphSpec]:
     Raises:
         SourceError: a configuration that the graph contracts do not cover.
     """
-    transformer_config = _complete(LTXVideoTransformer3DModel, source.config("transformer"))
-    vae_config = _complete(AutoencoderKLLTXVideo, source.config("vae"))
+    transformer_config = complete(LTXVideoTransformer3DModel, source.config("transformer"))
+    vae_config = complete(AutoencoderKLLTXVideo, source.config("vae"))
     if (transformer_config["patch_size"], transformer_config["patch_size_t"]) != (1, 1):
         raise SourceError(
             f"{source.root}/transformer has patch_size {transformer_config['patch_size']}"
@@ -206,8 +206,8 @@ def graphs(source: Source) -> list[GraphSpec]:
 
 def host(source: Source) -> dict[str, Any]:
     """What the NumPy side needs: ratios, latent statistics, schedule, RoPE frequencies as torch computed them."""
-    transformer_config = _complete(LTXVideoTransformer3DModel, source.config("transformer"))
-    vae_config = _complete(AutoencoderKLLTXVideo, source.config("vae"))
+    transformer_config = complete(LTXVideoTransformer3DModel, source.config("transformer"))
+    vae_config = complete(AutoencoderKLLTXVideo, source.config("vae"))
     temporal, spatial = compression_ratios(vae_config)
     with source.checkpoint("vae") as vae:
         statistics = {name: vae.load(name).float().tolist() for name in ("latents_mean", "latents_std")}
@@ -232,14 +232,7 @@ def host(source: Source) -> dict[str, Any]:
 def _upsampler_config(source: Source) -> dict[str, Any] | None:
     if LATENT_UPSAMPLER not in source.components:
         return None
-    return _complete(LTXLatentUpsamplerModel, source.config(LATENT_UPSAMPLER))
-
-
-def _complete(model: type, config: Config) -> dict[str, Any]:
-    """A configuration with the defaults of the diffusers class for what it leaves out."""
-    parameters = inspect.signature(model).parameters.values()
-    defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
-    return defaults | dict(config)
+    return complete(LTXLatentUpsamplerModel, source.config(LATENT_UPSAMPLER))
 
 
 def transformer(config: Config) -> GraphSpec:

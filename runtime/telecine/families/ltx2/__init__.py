@@ -49,4 +49,14 @@ LTX2 = Family(
     keyframes=workloads.KEYFRAMES,
     no_plan="its steps are of a pair of arrays, video and sound, of which a plan has no form",
     refuses=REFUSES,
+    # The sound's guidance_scale is the video's, where it is 0.
+    bench={
+        "stg_scale": 0.0,
+        "modality_scale": 1.0,
+        "guidance_rescale": 0.0,
+        "audio_guidance_scale": 0.0,
+        "audio_stg_scale": 0.0,
+        "audio_modality_scale": 1.0,
+        "audio_guidance_rescale": 0.0,
+    },
 )

@@ -65,7 +65,7 @@ class Host:
         try:
             scheduler = FlowMatchEulerConfig.from_dict(host["scheduler"])
             of_audio = host["audio_scheduler"]  # LTX2ConditionPipeline may have one; null: the video's
-            widest = host["widest_activations"]
+            widest, least = host["widest_activations"], host["least_sides"]
             parsed = cls(
                 grid=Grid(spatial=host["spatial_ratio"], temporal=host["temporal_ratio"]),
                 latent_channels=host["latent_channels"],
@@ -83,8 +83,8 @@ class Host:
                 rope=parse_rope(host["rope"]),
                 scheduler=scheduler,
                 audio_scheduler=scheduler if of_audio is None else FlowMatchEulerConfig.from_dict(of_audio),
-                encoder=Footprint.encoder(widest["vae_encoder"]),
-                decoder=Footprint.decoder(widest["vae_decoder"]),
+                encoder=Footprint.encoder(widest["vae_encoder"], least["vae_encoder"]),
+                decoder=Footprint.decoder(widest["vae_decoder"], least["vae_decoder"]),
                 text_widest=widest["text_encoder"],
                 audio_widest=widest["audio_vae_decoder"],
                 vocoder_widest=widest["vocoder"],

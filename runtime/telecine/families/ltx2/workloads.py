@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from telecine.errors import RequestError
 from telecine.families.ltx2.audio import FASTEST, SLOWEST
 from telecine.families.ltx2.host import Host
 from telecine.families.ltx2.two_stage import DEFAULTS
@@ -82,23 +83,35 @@ def _vocoder(workload: Workload, host: Host) -> list[AxisRanges]:
 
 
 def _vae_decoder(workload: Workload, host: Host) -> list[AxisRanges]:
-    return [_tiles(workload, host) | {"batch": AxisRange(1, *[workload.videos[1]] * 2)}]
+    return [_tiles(workload, host, host.decoder.least_side) | {"batch": AxisRange(1, *[workload.videos[1]] * 2)}]
 
 
 def _vae_encoder(workload: Workload, host: Host) -> list[AxisRanges]:
     # One video after the other, as diffusers does.
-    return [_tiles(workload, host) | {"batch": AxisRange(1, 1, 1)}]
+    return [_tiles(workload, host, host.encoder.least_side) | {"batch": AxisRange(1, 1, 1)}]
 
 
-def _tiles(workload: Workload, host: Host) -> AxisRanges:
-    """Any tile up to the largest: those at the edges of a video, and single images, are small."""
+def _tiles(workload: Workload, host: Host, least_side: int) -> AxisRanges:
+    """Any tile up to the largest: those at the edges of a video, and single images, are small.
+
+    Raises:
+        RequestError: videos smaller than the least that the VAE takes.
+    """
     tile = workload.tile.latent(host.grid)
     sizes = [each.high.latent(host.grid) for each in _stages(workload, host)]
     largest = {
         f"latent_{side}": min(getattr(tile, side), max(getattr(size, side) for size in sizes))
         for side in ("frames", "height", "width")
     }
-    return {symbol: AxisRange(1, side, side) for symbol, side in largest.items()}
+    least = {"latent_frames": 1, "latent_height": least_side, "latent_width": least_side}
+    for symbol, side in largest.items():
+        if side < least[symbol]:
+            raise RequestError(
+                f"a workload of at most {side * host.grid.spatial} pixels a side",
+                expected=f"{least[symbol] * host.grid.spatial}: the VAE of this model pads by mirror images",
+                fix="Build for larger videos, or with a larger --vae-tile.",
+            )
+    return {symbol: AxisRange(least[symbol], side, side) for symbol, side in largest.items()}
 
 
 def _latent_upsampler(workload: Workload, host: Host) -> list[AxisRanges]:

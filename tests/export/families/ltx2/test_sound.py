@@ -15,7 +15,7 @@ from make_tiny_ltx2 import AUDIO_VAE, EXTENDED, FIRST, VOCODER, tiny_audio_vae, 
 from telecine.backends.onnxruntime import OnnxRuntimeOptions, OnnxRuntimeSession
 from telecine.errors import SourceError
 from telecine_export.export import Progress, export_component
-from telecine_export.families.cogvideox.networks import complete
+from telecine_export.families.defaults import complete
 from telecine_export.families.ltx2 import sound
 from telecine_export.families.ltx2.checks import check_audio_vae, check_vocoder
 from telecine_export.graphs import GraphSpec

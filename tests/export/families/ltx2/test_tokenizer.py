@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from transformers import GemmaTokenizer
 from telecine.errors import SourceError
 from telecine.families.ltx2.text import tokenize
 from telecine.tokenizer import Tokenizer
+from telecine_export.source import open_source
 from telecine_export.tokenizer import GEMMA, load_tokenizer, save_tokenizer_json
 
 # Where tokenizers disagree: spaces, pieces that stay whole, special tokens in a text, bytes, normalisation, length.
@@ -198,3 +200,13 @@ def test_refuses_another_kind_of_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(Backend(Unigram([("a", 0.0)], 0)).to_str())
     with pytest.raises(SourceError, match="holds a Unigram model; expected Gemma's, a BPE"):
         load_tokenizer(tmp_path, GEMMA)
+
+
+def test_a_text_encoder_brings_its_tokenizer_model(
+    ltx2_sources: Callable[[str], tuple[Path, Path]], tmp_path: Path
+) -> None:
+    source, _ = ltx2_sources("2.3")
+    gemma = shutil.copytree(source / "text_encoder", tmp_path / "gemma")
+    assert open_source(str(source), text_encoder=str(gemma)).tokenizer == source / "tokenizer"
+    write_sentencepiece(gemma)
+    assert open_source(str(source), text_encoder=str(gemma)).tokenizer == gemma

@@ -22,7 +22,7 @@ from telecine.families.ltx2.positions import rope_inputs
 from telecine.families.ltx2.transformer import BoundTransformer, timestep_inputs
 from telecine.shapes import LatentShape
 from telecine_export.checkpoints.joined import Joined
-from telecine_export.families.cogvideox.networks import complete
+from telecine_export.families.defaults import complete
 from telecine_export.families.ltx2 import transformer
 from telecine_export.families.ltx2.transformer import check_transformer, rope
 from telecine_export.fused_qkv import fuse_qkv

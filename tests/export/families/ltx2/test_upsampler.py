@@ -15,7 +15,7 @@ from telecine.backends.onnxruntime import OnnxRuntimeOptions, OnnxRuntimeSession
 from telecine.errors import SourceError
 from telecine_export.components import FolderComponent
 from telecine_export.export import Progress, export_component
-from telecine_export.families.cogvideox.networks import complete
+from telecine_export.families.defaults import complete
 from telecine_export.families.ltx2 import upsampler as family
 from telecine_export.source import Source
 
@@ -40,12 +40,12 @@ def test_it_is_torchs_at_sizes_that_were_not_traced(variant: str, tmp_path: Path
     tiny_ltx2_vae(style=style, seed=0).save_pretrained(tmp_path / "vae")
     parts: dict[str, Any] = {"latent_upsampler": FolderComponent(tmp_path / "latent_upsampler")}
     source = Source(root=tmp_path, pipeline_class="LTX2Pipeline", components=parts)
+    home = tmp_path / "bundle"
+    home.mkdir()
     graph = export_component(
-        source, tmp_path, [family.spec(source)], precision="fp32", opset=23, progress=Progress()
+        source, home, [family.spec(source)], precision="fp32", opset=23, progress=Progress()
     ).graphs["main"]
-    with OnnxRuntimeSession.load(
-        graph, tmp_path / graph.file.path, device="cpu", options=OnnxRuntimeOptions()
-    ) as session:
+    with OnnxRuntimeSession.load(graph, home / graph.file.path, device="cpu", options=OnnxRuntimeOptions()) as session:
         for shape in ((1, 16, 1, 3, 1), (3, 16, 2, 2, 5)):
             latents = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
             with torch.no_grad():

@@ -16,7 +16,7 @@ from telecine.backends.base import Session
 from telecine.backends.onnxruntime import OnnxRuntimeOptions, OnnxRuntimeSession
 from telecine.errors import SourceError
 from telecine_export.export import Progress, export_component
-from telecine_export.families.cogvideox.networks import complete
+from telecine_export.families.defaults import complete
 from telecine_export.families.ltx2 import vae as family
 from telecine_export.families.ltx2.checks import check_vae
 from telecine_export.graphs import GraphSpec
@@ -102,6 +102,7 @@ def test_the_releases_contracts(style: str) -> None:
     assert decoder.output_shape == ("batch", 3, *pixels.values())
     assert set(decoder.sample) == {"latents"}
     assert set(family.decoder_graph(config | {"timestep_conditioning": True}).sample) == {"latents", "timestep"}
+    assert family.least_sides(config) == {"vae_encoder": 1, "vae_decoder": 2 if style == "2.0" else 1}
     widest = family.widest_activations(config)
     assert set(widest) == {"vae_encoder", "vae_decoder"}
     assert min(widest.values()) > 1

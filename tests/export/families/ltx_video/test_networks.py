@@ -21,6 +21,7 @@ from telecine.families import FAMILIES
 from telecine.families.ltx_video.guidance import request_guidance
 from telecine.request import Request
 from telecine.schedulers.flow_match_euler import pipeline_sigmas
+from telecine_export.families.defaults import complete
 from telecine_export.families.ltx_video import networks
 from telecine_export.family import family_of
 from telecine_export.source import Source, open_source
@@ -148,7 +149,7 @@ def test_injected_noise_is_an_input_a_level(configured: Callable[..., Source]) -
         randn = torch.randn
         patch.setattr(torch, "randn", lambda shape, **options: (drawn.append(tuple(shape)), randn(shape, **options))[1])
         vae.decoder(torch.empty(1, 128, 2, 3, 5, device="meta"), torch.empty(1, device="meta"))
-    counts = networks.decoder_noise(networks._complete(AutoencoderKLLTXVideo, VAE_091))
+    counts = networks.decoder_noise(complete(AutoencoderKLLTXVideo, VAE_091))
     assert drawn == [(3 * scale, 5 * scale) for scale, maps in counts.items() for _ in range(maps)]
 
 
@@ -157,13 +158,13 @@ def test_noise_at_a_level_without_an_input_is_refused() -> None:
     config |= {"decoder_spatio_temporal_scaling": [True] * 4, "upsample_residual": [True] * 4}
     config |= {"upsample_factor": [2] * 4, "decoder_inject_noise": [True] * 5, "patch_size": 2}
     with pytest.raises(SourceError, match="injects noise at 1, 2, 4, 8, 16 values per latent"):
-        networks.decoder_noise(networks._complete(AutoencoderKLLTXVideo, config))
+        networks.decoder_noise(complete(AutoencoderKLLTXVideo, config))
 
 
 @pytest.mark.parametrize("config", [{}, VAE_091, VAE_095], ids=["0.9.0", "0.9.1", "0.9.5"])
 def test_the_widest_activations_of_real_vaes(config: dict) -> None:
     """128 channels at a quarter of the picture's side, in both halves; before an upsampler drops it, one frame more."""
-    widest = networks.widest_activations(networks._complete(AutoencoderKLLTXVideo, config))
+    widest = networks.widest_activations(complete(AutoencoderKLLTXVideo, config))
     assert widest == pytest.approx({"vae_encoder": 128 / 16, "vae_decoder": 128 / 16}, rel=2 / 65)
 
 

@@ -112,7 +112,7 @@ def parse(text: str) -> dict[str, Any]:
 
 
 def library(bundle: str, requests: list[dict[str, Any]]) -> list[Any]:
-    """What telecine itself makes of parameters of `generate` (`conditions` as dicts): frames and seeds.
+    """What telecine itself makes of parameters of `generate` (`conditions` as dicts): frames, seeds and sound, if any.
 
     Here, as NumPy's trigonometry differs between its versions in the last bit, and the server has this one.
     """
@@ -122,7 +122,7 @@ def library(bundle: str, requests: list[dict[str, Any]]) -> list[Any]:
         for request in requests:
             conditions = [telecine.Condition(**each) for each in request.get("conditions", [])]
             result = pipe.generate(**{**request, "conditions": conditions or None}, output_type="uint8")
-            made.append((result.frames, result.seeds))
+            made.append((result.frames, result.seeds, result.audio))
     return made
 
 

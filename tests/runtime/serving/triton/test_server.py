@@ -56,10 +56,11 @@ def repository(write: Callable[..., Path], demo_bundle: Path) -> Path:
 @pytest.fixture(scope="module")
 def server(
     tmp_path_factory: pytest.TempPathFactory, triton_environment: Any, repository: Path, write: Callable[..., Path],
-    cogvideox: Callable[..., tuple[Path, Path]],
+    cogvideox: Callable[..., tuple[Path, Path]], ltx2: Callable[..., tuple[Path, Path, Path]],
 ) -> Iterator[Any]:  # fmt: skip
     """One for all models: each has a repository of its own."""
-    others = [f"--model-repository={write(cogvideox(style)[1], name)}" for name, style in COGVIDEOX.items()]
+    bundles = {name: cogvideox(style)[1] for name, style in COGVIDEOX.items()} | {"ltx2": ltx2("2.3")[2]}
+    others = [f"--model-repository={write(bundle, name)}" for name, bundle in bundles.items()]
     with triton_environment.serve(repository, tmp_path_factory.mktemp("server"), *others) as running:
         yield running
 
@@ -108,7 +109,7 @@ def test_eight_clients_lose_nothing_and_get_the_librarys_frames(
     expected = call("library", str(demo_bundle), list(asked))
     answers = infer(list(tensors), 8)
     assert len(answers) == 50
-    for events, (frames, seeds) in zip(answers, expected, strict=True):
+    for events, (frames, seeds, _) in zip(answers, expected, strict=True):
         *progress, last = events
         assert [(int(event["step"][0]), int(event["steps"][0])) for event in progress] == [(0, 2), (1, 2)]
         assert last["frames"].dtype == np.uint8
@@ -154,7 +155,7 @@ def test_cogvideox_from_text_video_and_image(
     for name, requests in cogvideox_requests().items():
         asked, tensors = zip(*requests, strict=True)
         expected = call("library", str(cogvideox(COGVIDEOX[name])[1]), list(asked))
-        for events, (frames, seeds) in zip(call("infer", server.url, name, list(tensors), 2), expected, strict=True):
+        for events, (frames, seeds, _) in zip(call("infer", server.url, name, list(tensors), 2), expected, strict=True):
             *progress, last = events
             assert len(progress) == int(progress[0]["steps"][0])
             assert frames.std() > 255 * 0.05
@@ -162,6 +163,42 @@ def test_cogvideox_from_text_video_and_image(
             assert (tuple(last["seeds"]), float(last["frame_rate"][0])) == (seeds, 8.0)
     ((error,),) = call("infer", server.url, "cogvideox", [PROMPT | {"stg_scale": floats(1.0)}], 1)
     assert error.startswith("stg_scale for a cogvideox model; expected no such parameter")
+
+
+def test_ltx2_with_its_sound(
+    call: Callable[..., Any], server: Any, ltx2: Callable[..., tuple[Path, Path, Path]]
+) -> None:
+    """From texts, with all kinds of guidance, and from an image; frames and sound are the library's."""
+    image = pixels(2, 40, 70)
+    common = {"height": 64, "width": 96, "num_frames": 9, "num_inference_steps": 2, "max_sequence_length": 32}
+    common_tensors = {name: ints(value) for name, value in common.items()}
+    prompts, scales = ["a red ball", "snow"], {"modality_scale": 2.0, "audio_guidance_scale": 4.0}
+    asked: list[dict[str, Any]] = [
+        {"prompt": prompts, "seed": [3, 4], "spatio_temporal_guidance_blocks": [1], **scales},
+        {"prompt": "snow", "image": image, "image_crf": 0, "seed": 5, "stg_scale": 0.0, "audio_stg_scale": 0.0},
+    ]
+    tensors: list[Tensors] = [
+        {"prompt": text(*prompts), "seed": ints(3, 4), "spatio_temporal_guidance_blocks": ints(1)}
+        | {name: floats(value) for name, value in scales.items()},
+        {"prompt": text("snow"), "image": image[np.newaxis], "image_crf": ints(0), "seed": ints(5)}
+        | {"stg_scale": floats(0.0), "audio_stg_scale": floats(0.0)},
+    ]
+    expected = call("library", str(ltx2("2.3")[2]), [common | each for each in asked])
+    answers = call("infer", server.url, "ltx2", [common_tensors | each for each in tensors], 2)
+    for events, (frames, seeds, audio) in zip(answers, expected, strict=True):
+        *progress, last = events
+        assert not isinstance(last, str), last
+        assert len(progress) == 2
+        assert set(last) == {"frames", "audio", "sample_rate", "seeds", "frame_rate"}
+        np.testing.assert_array_equal(last["frames"], frames)
+        np.testing.assert_array_equal(last["audio"], audio)
+        assert frames.std() > 255 * 0.05
+        assert audio.std() > 0.01
+        assert (tuple(last["seeds"]), float(last["frame_rate"][0])) == (seeds, 24.0)
+    latent = common_tensors | tensors[1] | {"output_type": text("latent")}
+    ((*_, made),) = call("infer", server.url, "ltx2", [latent], 1)
+    assert set(made) == {"latents", "latents_shape", "audio_latents", "seeds", "frame_rate"}
+    assert made["audio_latents"].shape[::2] == (1, 9)  # of 9 frames at 24 a second
 
 
 def test_progress_comes_in_order_with_descending_sigmas(infer: Callable[..., Any]) -> None:
