@@ -191,8 +191,8 @@ class Naming:
 
     `lora`: the component that LoRA files act on; `rename`: diffusers' name of one of its layers, whatever the layout.
     `tensors`: for each component, {diffusers' name: the file's} of a file's names, or nothing where the file does not
-    hold it. `tied`: another name of the same tensor. `recorded`: for each component, {tensor: key} of those that the manifest's
-    host configuration has instead of a graph.
+    hold it. `tied`: another name of the same tensor. `recorded`: for each component, {tensor: key} of those that the
+    manifest's host configuration has instead of a graph.
     """
 
     lora: str

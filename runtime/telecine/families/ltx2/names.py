@@ -54,7 +54,8 @@ NAMING = Naming(
     },
     tied={},
     recorded={
-        **dict.fromkeys(("vae_encoder", "vae_decoder"), {name: name for name in STATISTICS}),
+        "vae_encoder": {name: name for name in STATISTICS},
+        "vae_decoder": {name: name for name in STATISTICS},
         "audio_vae_decoder": {name: f"audio_{name}" for name in STATISTICS},
     },
 )  # fmt: skip
