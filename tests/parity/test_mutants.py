@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import telecine.guidance
-from telecine.families import bound
+from telecine.families import bound, vae
 from telecine.families import text as text_module
 from telecine.families.ltx_video import decode, generation, text_to_video
 from telecine.families.ltx_video.host import Host
@@ -402,7 +402,7 @@ def _(patch: Patch) -> None:
 
 @mutant("bytes cut off, not rounded", **BYTES)
 def _(patch: Patch) -> None:
-    patch(decode, "to_uint8", lambda frames: (frames * 255).astype(np.uint8))
+    patch(vae, "to_uint8", lambda frames: (frames * 255).astype(np.uint8))
 
 
 @pytest.mark.parametrize("change", [{}, RESCALED, SEEDS, BYTES], ids=["as-is", "rescaled", "seeds", "bytes"])

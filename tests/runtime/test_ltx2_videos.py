@@ -150,6 +150,21 @@ def test_a_limit_drops_networks_and_changes_nothing(bundle: Path) -> None:
     np.testing.assert_array_equal(free.audio, limited.audio)
 
 
+def test_presets_tell_the_steps(bundle: Path) -> None:
+    small = {"prompt": "a red ball", "height": 64, "width": 96, "num_frames": 9, "max_sequence_length": 16, "seed": 3}
+    steps: list[int] = []
+    with telecine.load(bundle) as pipe:
+        for preset, sides in (("distilled", {}), ("two-stage-distilled", {"height": 100, "width": 150})):
+            made = pipe.generate(
+                **small | sides, preset=preset, callback=lambda step, count, sigma, latents: steps.append(count)
+            )
+    assert steps == [8] * 8 + [8] * 8 + [3] * 3
+    assert made.frames is not None
+    assert made.frames.shape == (1, 9, 100, 150, 3)
+    assert made.audio is not None
+    assert {"first denoise", "upsample", "second denoise", "second sound"} <= set(made.timings)
+
+
 def test_it_is_inspected(bundle: Path) -> None:
     told = run("inspect", bundle).stdout
     for word in ("ltx-2 2.3", "connectors", "audio_vae_decoder", "vocoder", "latent_upsampler", "two-stage-distilled"):

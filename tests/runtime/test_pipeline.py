@@ -16,7 +16,7 @@ import telecine
 from telecine import results
 from telecine.backends.onnxruntime import OnnxRuntimeSession
 from telecine.errors import BackendError, BundleError, Cancelled, RequestError
-from telecine.families.ltx_video import decode as decoding
+from telecine.families import vae as decoding
 from telecine.pipeline import Pipeline, load
 from telecine.results import FrameStream, numbered
 

@@ -159,14 +159,14 @@ def clips(pipe: Pipeline, request: Mapping[str, Any]) -> list[Clip]:
     After them the sounds of the first two, as pictures of their spectra.
     """
     asked = {**_fitted(pipe.bundle.manifest.host), **request}
-    from_image = {
-        **asked, "num_inference_steps": IMAGE_STEPS, "num_frames": 9, "image": IMAGE, "image_crf": 0,
-        "pipeline": "LTX2ImageToVideoPipeline",
-    }  # fmt: skip
-    made = [pipe.generate(**asked, pipeline="LTX2Pipeline"), pipe.generate(**from_image)]
+    short = {**asked, "num_inference_steps": IMAGE_STEPS, "num_frames": 9}
+    made = [
+        pipe.generate(**asked, pipeline="LTX2Pipeline"),
+        pipe.generate(**short, image=IMAGE, image_crf=0, pipeline="LTX2ImageToVideoPipeline"),
+    ]
     if "latent_upsampler" in pipe.bundle.manifest.components:
-        latents = pipe.generate(**{**from_image, "output_type": "latent"}).latents
-        made.append(pipe.upscale(latents=latents, seed=request["seed"], output_type="np"))
+        small = pipe.generate(**short | {"output_type": "latent"}, pipeline="LTX2Pipeline")
+        made.append(pipe.upscale(latents=small.latents, output_type="np"))
     frames = [each.frames[0] for each in made if each.frames is not None]
     return frames + [sound_picture(each.audio[0]) for each in made if each.audio is not None]
 

@@ -82,27 +82,11 @@ class Generation:
         size = _size(request, host, latent, items, image=image)
         _check_engine(models, request, video, size)
         _check_text_length(request, host)
-        schedule, audio_schedule = (
-            schedule_of(
-                config if request.shift_sigmas else static(config),
-                size.tokens,
-                num_inference_steps=request.num_inference_steps,
-                sigmas=request.sigmas,
-                timesteps=request.timesteps,
-            )
-            for config in (host.scheduler, host.audio_scheduler)
-        )
+        schedule, audio_schedule = _schedules(request, host, size.tokens)
         guidance = request_guidance(request, schedule.sigmas[:-1], host)
         memory = RunMemory.plan(models, request, host, size, guidance.passes)
         seeds = request.seeds()
-        draw = Draw(
-            generators=[Generator(seed) for seed in seeds],
-            batch=request.videos,
-            latent=latent,
-            channels=host.latent_channels,
-            audio_grid=host.audio_grid,
-            audio_latents=size.audio_latents,
-        )
+        draw = _draw(request, host, size, seeds)
         given = Given.of(request, host, draw)
         models.expect(memory.needs, memory.tiling.memory_limit)
         return cls(
@@ -186,6 +170,33 @@ def _size(request: LTX2Request, host: Host, latent: LatentShape, items: Sequence
         encoded=max([*lengths, int(image)], default=0),
         # diffusers counts the frames that were asked for, of which the video may have fewer.
         audio_latents=host.audio_grid.latents(request.num_frames, request.frame_rate),
+    )
+
+
+def _schedules(request: LTX2Request, host: Host, tokens: int) -> tuple[Schedule, Schedule]:
+    """The video's steps and its sound's, both by the tokens of the video."""
+    configs = (host.scheduler, host.audio_scheduler)
+    video, sound = (
+        schedule_of(
+            config if request.shift_sigmas else static(config),
+            tokens,
+            num_inference_steps=request.num_inference_steps,
+            sigmas=request.sigmas,
+            timesteps=request.timesteps,
+        )
+        for config in configs
+    )
+    return video, sound
+
+
+def _draw(request: LTX2Request, host: Host, size: Size, seeds: Sequence[int]) -> Draw:
+    return Draw(
+        generators=[Generator(seed) for seed in seeds],
+        batch=request.videos,
+        latent=size.latent,
+        channels=host.latent_channels,
+        audio_grid=host.audio_grid,
+        audio_latents=size.audio_latents,
     )
 
 
