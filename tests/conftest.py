@@ -245,6 +245,20 @@ def ltx2(
 
 
 @pytest.fixture(scope="session")
+def ltx2_precisions(
+    shared: Callable[..., Path], ltx2: Callable[[str], tuple[Path, Path, Path]]
+) -> Callable[[str, str], Path]:
+    """`ltx2_precisions("fp16", "2.3")`: `ltx2`'s bundle at another precision, ungated. Read only."""
+
+    def get(precision: str, style: str) -> Path:
+        source, upscaler, exact = ltx2(style)
+        lowered = {"precision": precision, "gate": None, "reference": exact if precision == "fp8" else None}
+        return shared(f"ltx2-{style}-{precision}-bundle", lambda path: _export(source, path, upscaler, **lowered))
+
+    return get
+
+
+@pytest.fixture(scope="session")
 def demo_source() -> Path:
     """The repository's own trained checkpoint: fp16, a decoder of 0.9.5's kind, dynamic shift, an upsampler beside."""
     return ROOT / "scripts" / "demo_model" / "checkpoint"
@@ -316,14 +330,14 @@ def kept_edited_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[...
     return lambda bundle, **changes: edit_bundle(bundle, tmp_path_factory.mktemp("bundles") / "edited", **changes)
 
 
-def _export(source: Path, destination: Path, upscaler: Path | None = None) -> None:
+def _export(source: Path, destination: Path, upscaler: Path | None = None, **options: Any) -> None:
     # Imported here: see `shared`.
     from telecine_export.export import export_bundle
     from telecine_export.families.upscaler import with_upscaler
     from telecine_export.source import open_source
 
     opened = open_source(str(source))
-    export_bundle(opened if upscaler is None else with_upscaler(opened, str(upscaler)), destination)
+    export_bundle(opened if upscaler is None else with_upscaler(opened, str(upscaler)), destination, **options)
 
 
 def export_with_upscaler(source: Path, destination: Path, upscaler: Path, exported: Path) -> None:

@@ -13,6 +13,7 @@ from unittest import mock
 
 import onnx_ir as ir
 import torch
+from transformers import PreTrainedConfig
 
 from telecine_export.graphs import GraphSpec
 from telecine_export.precision import typed
@@ -85,6 +86,10 @@ def _text(value: Any, ignored: Collection[str] = ()) -> str:
         return f"[{', '.join(_text(each, ignored) for each in value)}]"
     if isinstance(value, torch.Tensor):  # a sample: sizes are all that is read of it
         return f"{tuple(value.shape)} {value.dtype}"
+    if isinstance(value, PreTrainedConfig):
+        return _text(value.to_dict(), ignored)
+    if isinstance(value, type):
+        return f"{value.__module__}.{value.__qualname__}"
     if value is None or isinstance(value, (str, bool, int, float, torch.dtype)):
         return repr(value)
     raise TypeError(f"a {type(value).__name__}")

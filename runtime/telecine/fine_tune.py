@@ -50,8 +50,8 @@ class FineTune:
         names = {name: found.get(name) or found.get(naming.tied.get(name, name)) for name in shapes}
         for name, stored in names.items():
             _check(files, name, stored, shapes[name], bundle)
-        for name in naming.recorded.get(component, ()):
-            if name in found and files.load(found[name]).tolist() != bundle.manifest.host[name]:
+        for name, key in naming.recorded.get(component, {}).items():
+            if name in found and files.load(found[name]).tolist() != bundle.manifest.host[key]:
                 raise _refused(root, f"has another {name}", f"the values that {bundle.root} was exported with")
         return cls(files, {name: stored for name, stored in names.items() if stored is not None})
 

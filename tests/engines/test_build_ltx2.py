@@ -9,6 +9,7 @@ import pytest
 
 from telecine.axes import bind_axes
 from telecine.bundle import Bundle
+from telecine.engine import Sidecar
 from telecine.errors import RequestError
 from telecine_engines.build import BuildRequest, build_engines
 from telecine_engines.profiles import plan_profiles
@@ -16,6 +17,9 @@ from telecine_engines.workloads import family_of, parse_workloads
 
 Ltx2 = Callable[[str], tuple[Path, Path, Path]]
 WORKLOAD = "64x64x9..96x96x17@b1..2"
+# TensorRT's name of each precision's tensors.
+COMPUTED_IN = {"fp16": "HALF", "bf16": "BF16", "fp8": "FP8"}
+HALVES = set(COMPUTED_IN.values())
 
 
 @pytest.mark.parametrize("style", ["2.3", pytest.param("2.0", marks=pytest.mark.slow)])
@@ -56,28 +60,49 @@ def test_a_decoder_that_pads_by_mirror_images_is_built_for_two_latents_a_side(lt
         ranges("vae_decoder", workload, host | {"upsampler": None})  # two stages make a larger one
 
 
+def build(path: Path, engines: Path) -> dict[str, Sidecar]:
+    """Plans of every component of a bundle, each fit for what its profiles say."""
+    pytest.importorskip("tensorrt_rtx")
+    bundle = Bundle.open(path)
+    request = BuildRequest(bundle=bundle, targets=("rtx-sm89",), workloads=(WORKLOAD,), components=(), engines=engines)
+    sidecars = {each.component: each for each in build_engines(request).sidecars.values()}
+    assert sidecars.keys() == bundle.manifest.components.keys()
+    for component, sidecar in sidecars.items():
+        inputs = bundle.graph(component).inputs
+        for profile in sidecar.profiles:
+            for end in ("min", "max"):
+                assert bind_axes(inputs, {name: getattr(span, end) for name, span in profile.items()})
+    return sidecars
+
+
+@pytest.mark.slow
+def test_every_component_builds_at_float32(ltx2: Ltx2, tmp_path: Path) -> None:
+    assert all(not sidecar.precisions.keys() & HALVES for sidecar in build(ltx2("2.3")[2], tmp_path).values())
+
+
 @pytest.mark.parametrize(
-    ("style", "component"),
+    ("style", "precision"),
     [
-        ("2.3", "connectors"),
+        ("2.3", "fp8"),
         *(
-            pytest.param(*each, marks=pytest.mark.slow)
-            for each in (
-                ("2.3", "text_encoder"), ("2.3", "transformer"), ("2.3", "vae_encoder"), ("2.3", "vae_decoder"),
-                ("2.3", "audio_vae_decoder"), ("2.3", "vocoder"), ("2.3", "latent_upsampler"), ("2.3", "uint8_frames"),
-                ("2.0", "vae_decoder"),  # pads by mirror images
-            )
+            pytest.param(style, precision, marks=pytest.mark.slow)
+            for style in ("2.3", "2.0")
+            for precision in ("fp16", "bf16", "fp8")
+            if (style, precision) != ("2.3", "fp8")
         ),
     ],
-)  # fmt: skip
-def test_it_builds(ltx2: Ltx2, style: str, component: str, tmp_path: Path) -> None:
-    pytest.importorskip("tensorrt_rtx")
-    bundle = Bundle.open(ltx2(style)[2])
-    request = BuildRequest(
-        bundle=bundle, targets=("rtx-sm89",), workloads=(WORKLOAD,), components=(component,), engines=tmp_path
-    )
-    (sidecar,) = build_engines(request).sidecars.values()
-    inputs = bundle.graph(component).inputs
-    for profile in sidecar.profiles:
-        for end in ("min", "max"):
-            assert bind_axes(inputs, {name: getattr(span, end) for name, span in profile.items()})
+)
+def test_every_component_builds_below_float32(
+    style: str, precision: str, ltx2_precisions: Callable[[str, str], Path], tmp_path: Path
+) -> None:
+    """In the precision that it has; what sounds are made with in float32. The transformer's FP8 is by calibration."""
+    path = ltx2_precisions(precision, style)
+    components = Bundle.open(path).manifest.components
+    for name, sidecar in build(path, tmp_path).items():
+        own = components[name].precision
+        if own == "fp32":
+            assert not sidecar.precisions.keys() & HALVES, name
+        else:
+            assert sidecar.precisions[COMPUTED_IN[own]] > 10, (name, sidecar.precisions)
+    assert {components[name].precision for name in ("text_encoder", "transformer")} == {precision}
+    assert {components[name].precision for name in ("audio_vae_decoder", "vocoder")} == {"fp32"}

@@ -21,6 +21,7 @@ CALIBRATION_PROMPTS = (
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
     """Runs of a family. `request` is the quality gate's; `clips` makes it and whatever reaches the other components.
+    A family with sound has `sound_picture` of it among them.
 
     `calibration` makes requests that end at the latents, one a size, of the manifest's host configuration; each runs
     with every prompt and seed.

@@ -191,14 +191,15 @@ class Naming:
 
     `lora`: the component that LoRA files act on; `rename`: diffusers' name of one of its layers, whatever the layout.
     `tensors`: for each component, {diffusers' name: the file's} of a file's names, or nothing where the file does not
-    hold it. `tied`: another name of the same tensor. `recorded`: tensors that the manifest has instead of a graph.
+    hold it. `tied`: another name of the same tensor. `recorded`: for each component, {tensor: key} of those that the
+    manifest's host configuration has instead of a graph.
     """
 
     lora: str
     rename: Callable[[str], str]
     tensors: Mapping[str, Callable[[Collection[str]], dict[str, str]]]
     tied: Mapping[str, str]
-    recorded: Mapping[str, tuple[str, ...]]
+    recorded: Mapping[str, Mapping[str, str]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,7 @@ from telecine.pipeline import Pipeline
 from telecine_export.families.ltx_video.precision import LATENT_UPSAMPLER, VAE
 from telecine_export.families.weightless import POLICIES as WEIGHTLESS
 from telecine_export.precision.policy import Policy, Quantised, Rule
+from telecine_export.precision.sound_picture import sound_picture
 from telecine_export.precision.trial import CALIBRATION_PROMPTS, Trial
 
 ATTENTION = Rule(operators=("Attention",), half=True, reason="attention kernels are half precision, and sum in float32")
@@ -153,7 +154,10 @@ IMAGE = np.stack(np.broadcast_arrays(RAMP[:, None], RAMP[None], RAMP[::-1, None]
 
 
 def clips(pipe: Pipeline, request: Mapping[str, Any]) -> list[Clip]:
-    """A clip of text, one of an image (through the VAE's encoder), and one upscaled, where there is an upsampler."""
+    """A clip of text, one of an image (through the VAE's encoder), and one upscaled, where there is an upsampler.
+
+    After them the sounds of the first two, as pictures of their spectra.
+    """
     asked = {**_fitted(pipe.bundle.manifest.host), **request}
     short = {**asked, "num_inference_steps": IMAGE_STEPS, "num_frames": 9}
     made = [
@@ -163,7 +167,8 @@ def clips(pipe: Pipeline, request: Mapping[str, Any]) -> list[Clip]:
     if "latent_upsampler" in pipe.bundle.manifest.components:
         small = pipe.generate(**short | {"output_type": "latent"}, pipeline="LTX2Pipeline")
         made.append(pipe.upscale(latents=small.latents, output_type="np"))
-    return [each.frames[0] for each in made if each.frames is not None]
+    frames = [each.frames[0] for each in made if each.frames is not None]
+    return frames + [sound_picture(each.audio[0]) for each in made if each.audio is not None]
 
 
 def calibration(host: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -25,6 +25,8 @@ PARTS = {
     "q_norm": "norm_q",
     "k_norm": "norm_k",
 }
+# Tensors of both VAEs.
+STATISTICS = ("latents_mean", "latents_std")
 _PREFIX = re.compile(r"(model\.)?diffusion_model\.")
 
 
@@ -38,7 +40,7 @@ def transformer_name(name: str) -> str:
 
 
 NAMING = Naming(
-    lora="transformer",  # diffusers' LTX2LoraLoaderMixin loads into the connectors too, of which files have none
+    lora="transformer",  # diffusers' LTX2LoraLoaderMixin loads into the connectors too: keys for them are refused
     rename=transformer_name,
     tensors={
         "text_encoder": gemma_names,
@@ -51,5 +53,9 @@ NAMING = Naming(
         ),
     },
     tied={},
-    recorded=dict.fromkeys(("vae_encoder", "vae_decoder", "audio_vae_decoder"), ("latents_mean", "latents_std")),
+    recorded={
+        "vae_encoder": {name: name for name in STATISTICS},
+        "vae_decoder": {name: name for name in STATISTICS},
+        "audio_vae_decoder": {name: f"audio_{name}" for name in STATISTICS},
+    },
 )  # fmt: skip

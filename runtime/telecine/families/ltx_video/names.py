@@ -116,5 +116,7 @@ NAMING = Naming(
         "latent_upsampler": own_names,
     },
     tied=TIED_NAMES,
-    recorded=dict.fromkeys(("vae_encoder", "vae_decoder"), ("latents_mean", "latents_std")),
+    recorded={
+        half: {name: name for name in ("latents_mean", "latents_std")} for half in ("vae_encoder", "vae_decoder")
+    },
 )

@@ -28,9 +28,9 @@ def marked(*values: str, fast: bool) -> object:
 @pytest.mark.parametrize(
     ("style", "precision", "capability"),
     [
-        marked("2.3", "fp8", "SM89", fast=True),
+        marked("2.3", "fp16", "SM89", fast=True),
         marked("2.3", "bf16", "SM120", fast=True),
-        marked("2.3", "fp16", "SM89", fast=False),
+        marked("2.3", "fp8", "SM89", fast=False),  # tests/engines/test_build_ltx2.py builds one, with all else
         marked("2.0", "fp8", "SM120", fast=False),
     ],
 )
