@@ -103,6 +103,7 @@ def make_host(transformer: LTX2VideoTransformer3DModel, **changes: Any) -> dict[
         "audio_latents_mean": audio_vae.latents_mean.tolist(),
         "audio_latents_std": audio_vae.latents_std.tolist(),
         "text_channels": 16,
+        "text_heads": 4,
         "connectors": {
             "registers": None,
             "base_length": 4096,

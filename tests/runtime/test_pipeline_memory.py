@@ -171,6 +171,15 @@ def cogvideox_bundle(cogvideox: Callable[..., tuple[Path, Path]]) -> Path:
     return cogvideox("2b")[1]
 
 
+@pytest.fixture
+def ltx2_bundle(ltx2: Callable[..., tuple[Path, Path, Path]]) -> Path:
+    return ltx2("2.3")[2]
+
+
+# Texts as long as usual, which Gemma attends to with a mask: with all scores in memory.
+LTX2: dict[str, Any] = {"height": 64, "width": 96, "num_frames": 9, "spatio_temporal_guidance_blocks": [1]}
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize(
     ("model", "request_"),
@@ -181,8 +190,10 @@ def cogvideox_bundle(cogvideox: Callable[..., tuple[Path, Path]]) -> Path:
         ("cogvideox_bundle", {"height": 96, "width": 160, "num_frames": 33}),
         ("cogvideox_bundle", {"height": 96, "width": 160, "num_frames": 33, "memory_limit": "170MiB"}),
         ("cogvideox_bundle", {"height": 96, "width": 96, "video": [17, 96, 96]}),
+        ("ltx2_bundle", LTX2),
+        ("ltx2_bundle", LTX2 | {"max_sequence_length": 2048, "height": 192, "width": 192, "num_frames": 17}),
     ],
-    ids=["tiny", "demo", "demo-tiled", "cogvideox", "cogvideox-tiled", "cogvideox-video"],
+    ids=["tiny", "demo", "demo-tiled", "cogvideox", "cogvideox-tiled", "cogvideox-video", "ltx2", "ltx2-long-text"],
 )
 def test_the_predicted_peak_is_above_the_measured_one_and_near(
     model: str, request_: dict[str, Any], request: Any, record_property: Callable[[str, object], None]

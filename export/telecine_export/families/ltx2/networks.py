@@ -85,6 +85,7 @@ def host(source: Source) -> dict[str, Any]:
         **of_sound,
         "widest_activations": widest,
         "text_channels": sum(gemma.feature_widths(of_connectors)),
+        "text_heads": gemma.text_config(source).num_attention_heads,
         "connectors": connectors.host(of_connectors),
         "transformer_blocks": config["num_layers"],
         "perturbed_attention": config["perturbed_attn"],

@@ -27,7 +27,8 @@ Array = npt.NDArray[np.float32]
 class Host:
     """Ratios, statistics, schedules, positions and connectors of one model.
 
-    `audio_mean` and `audio_std` (C * M,) are of packed latents. `text_channels` are those of the text encoder's output.
+    `audio_mean` and `audio_std` (C * M,) are of packed latents. `text_channels` are those of the text encoder's output,
+    `text_heads` are of its attention.
     `perturbed_attention` says whether spatio-temporal guidance acts. `encoder` and `decoder`: what running the halves
     of the video's VAE takes; `text_widest`, `audio_widest` and `vocoder_widest`: values of the largest activation for a
     token of text, for a latent of the sound along time, and for a frame of its spectrogram.
@@ -43,6 +44,7 @@ class Host:
     audio_mean: Array
     audio_std: Array
     text_channels: int
+    text_heads: int
     connectors: Connectors
     transformer_blocks: int
     perturbed_attention: bool
@@ -77,6 +79,7 @@ class Host:
                 audio_mean=_array(host["audio_latents_mean"]),
                 audio_std=_array(host["audio_latents_std"]),
                 text_channels=host["text_channels"],
+                text_heads=host["text_heads"],
                 connectors=_connectors(host["connectors"]),
                 transformer_blocks=host["transformer_blocks"],
                 perturbed_attention=host["perturbed_attention"],

@@ -20,6 +20,8 @@ from telecine.tiling.memory import COPIES
 
 # Hidden states of all layers: as the layers left them, stacked, and normalised.
 STACKS = 3
+# Scores of a layer's attention with a mask: ONNX Runtime holds them, what the mask is added to, and their softmax.
+SCORES = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,9 +90,9 @@ def _text(
     connectors = network_need(models, "connectors", request.prompts * length, host_bytes)
     if not encodes:
         return (connectors,)
-    stacked = math.ceil(STACKS * length * host.text_widest * FLOAT)
+    values = STACKS * length * host.text_widest + SCORES * host.text_heads * length**2
     encoding = network_need(models, "text_encoder", length, host_bytes)
-    return dataclasses.replace(encoding, activations=encoding.activations + stacked), connectors
+    return dataclasses.replace(encoding, activations=encoding.activations + math.ceil(values * FLOAT)), connectors
 
 
 def _sound(models: Models, request: LTX2Request, host: Host, size: Size, host_bytes: int) -> tuple[Need, ...]:
