@@ -207,9 +207,9 @@ class Family:
 
     `grid` is of the manifest's host configuration. `vae_tile` and `keyframes` are what engines are built for where
     nothing is asked: the largest WIDTHxHEIGHTxFRAMES that the VAE takes at once (None: the whole video), and the latent
-    frames that conditions may add (None: the family has no such conditions). `no_plan`: why its requests cannot be
-    recorded as plans. `refuses`: parameters of `generate` that
-    none of its pipelines has, each with what to do instead.
+    frames that conditions may add (None: the family has no such conditions). `plan_needs_prompt`: why hosts
+    of its plans cannot bring the prompt (None: they can). `refuses`: parameters of `generate` that none of its
+    pipelines has, each with what to do instead.
     """
 
     name: str
@@ -221,7 +221,7 @@ class Family:
     keyframes: int | None = None
     upscaler: UpscalerSpec | None = None
     two_stage: TwoStageSpec | None = None
-    no_plan: str | None = None
+    plan_needs_prompt: str | None = None
     refuses: Mapping[str, str] = field(default_factory=dict)
 
     def choose(self, recorded: str, given: Collection[str], *, asked: str | None = None) -> str:
