@@ -148,7 +148,6 @@ def test_sound(
         assert want is not None
         assert want.std() > 0.02
         got = np.load(tmp_path / name)
-        print(name, np.abs(got - want).max())
         assert got.shape == want.shape
         np.testing.assert_allclose(got, want, rtol=0, atol=BOUND)
 

@@ -115,7 +115,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Emit:
-    """A piece of an output: of the "result", which are frames from `start` on or (`start` 0) latents, or its "audio"."""
+    """A piece of an output: of the "result", frames from `start` on or (`start` 0) latents, or of its "audio"."""
 
     value: View
     start: int

@@ -134,7 +134,7 @@ def from_conditions(
     A token that is held by s begins with the share n (1 - s) of noise, of which n is `noise_scale`.
     """
     shape = (draw.batch, draw.latent.tokens, draw.channels)
-    video = np.zeros(shape, np.float32) if given.video is None else given.video.copy()
+    video = np.zeros(shape, np.float32) if given.video is None else given.video
     held, strengths = np.zeros(shape, np.float32), np.zeros(draw.latent.tokens, np.float32)
     for placed in firsts:
         video, held = (_begun(each, placed.tokens) for each in (video, held))
