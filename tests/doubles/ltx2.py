@@ -219,6 +219,9 @@ class TorchSession:
         self._transformer, self._bound = transformer, {}
         self.inputs = TRANSFORMER_INPUTS  # of a graph of 2.3, which reads all of them
 
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        return np.empty(shape, dtype)
+
     def bind(self, name: str, buffer: np.ndarray) -> None:
         assert buffer.flags.c_contiguous
         self._bound[name] = buffer

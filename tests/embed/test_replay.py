@@ -129,6 +129,29 @@ def test_cogvideox(
     np.testing.assert_allclose(np.load(tmp_path / "out.npy"), want, rtol=0, atol=ENCODED_BOUND)
 
 
+@pytest.mark.parametrize("change", [{}, {"output_type": "latent"}], ids=["samples", "latents"])
+def test_sound(
+    program: Path, ltx2: Callable[[str], tuple[Path, Path, Path]], tmp_path: Path, change: dict[str, Any]
+) -> None:
+    """LTX-2's: it is written beside the frames."""
+    request = REQUEST | {"max_sequence_length": 16, "spatio_temporal_guidance_blocks": [1]} | change
+    with telecine.load(ltx2("2.3")[2], backend="onnxruntime", device="cpu") as pipe:
+        make_plan(pipe.bundle, tmp_path / "plan", **request)
+        result = pipe.generate(**request)
+    command = [program, tmp_path / "plan", pipe.bundle.root, tmp_path / "out.npy"]
+    subprocess.run(command, capture_output=True, check=True, env={})
+    made = {
+        "out.npy": result.frames if result.latents is None else result.latents,
+        "out.audio.npy": result.audio if result.audio_latents is None else result.audio_latents,
+    }
+    for name, want in made.items():
+        assert want is not None
+        assert want.std() > 0.02
+        got = np.load(tmp_path / name)
+        assert got.shape == want.shape
+        np.testing.assert_allclose(got, want, rtol=0, atol=BOUND)
+
+
 def test_a_prompt_from_the_host(pipe: Pipeline, replay: Callable[..., np.ndarray], tmp_path: Path) -> None:
     make_plan(pipe.bundle, tmp_path / "plan", **REQUEST | {"prompt": None})
     tokenizer = Tokenizer.load(pipe.bundle.path(pipe.bundle.manifest.tokenizer))

@@ -15,10 +15,8 @@ from safetensors.numpy import load_file
 
 import telecine
 from telecine import Condition
-from telecine.bundle import Bundle
 from telecine.cli import main
 from telecine.errors import RequestError
-from telecine.plan import make_plan
 
 av = pytest.importorskip("av")
 
@@ -123,11 +121,9 @@ def test_refusals(bundle: Path, asked: dict[str, Any], words: str) -> None:
         pipe.generate(**ASKED | asked)
 
 
-def test_a_video_is_not_upscaled_nor_a_request_planned(bundle: Path, tmp_path: Path) -> None:
+def test_a_video_is_not_upscaled(bundle: Path) -> None:
     with telecine.load(bundle) as pipe, pytest.raises(RequestError, match="a video to upscale with LTX-2"):
         pipe.upscale(np.zeros((9, 64, 96, 3), np.uint8))
-    with pytest.raises(RequestError, match="a plan of a ltx-2 model"):
-        make_plan(Bundle.open(bundle), tmp_path / "plan", prompt="a red ball", height=64, width=96, num_frames=9)
 
 
 @pytest.mark.parametrize("family", ["tiny_bundle", "plain_bundle"])

@@ -1,7 +1,8 @@
 // replay PLAN BUNDLE OUT.npy [NAME=FILE]...
 //
-// Runs a plan and writes its frames (or latents) as NumPy's .npy. NAME=FILE fills an array that the plan asks of its
-// host with the file's bytes (little-endian, contiguous).
+// Runs a plan and writes its frames (or latents) as NumPy's .npy, and the sound of a plan that has some as
+// OUT.audio.npy. NAME=FILE fills an array that the plan asks of its host with the file's bytes (little-endian,
+// contiguous).
 #include <algorithm>
 #include <cstring>
 #include <fstream>
@@ -32,22 +33,22 @@ static void fill_inputs(const Plan& plan, const std::vector<std::string>& given)
     if (!missing.empty()) throw std::runtime_error("the plan asks for " + missing.front() + ": pass NAME=FILE");
 }
 
-// The part of the result that begins at `start` of its second axis, as the emitted value lies.
-static View part_of(const View& result, const View& value, int64_t start) {
-    View part = result;
+// The part of an output that begins at `start` of its second axis, as the emitted value lies.
+static View part_of(const View& output, const View& value, int64_t start) {
+    View part = output;
     part.shape = value.shape;
     part.data += start * part.strides[1] * static_cast<int64_t>(bytes_of(part.dtype));
     return part;
 }
 
-static void run(const Plan& plan, Networks& networks, const View& result) {
+static void run(const Plan& plan, Networks& networks) {
     for (const Step& step : plan.steps) {
         if (step.op == "run") {
             networks.run(step.network, step.inputs, step.outputs);
         } else if (step.op == "progress") {
             std::cerr << "step " << step.step + 1 << " of " << step.steps << ", from sigma " << step.sigma << "\n";
         } else if (step.op == "emit") {
-            compute("copy", part_of(result, step.value, step.start), {{step.value}});
+            compute("copy", part_of(step.out, step.value, step.start), {{step.value}});
         } else {
             compute(step.op, step.out, step.operands);
         }
@@ -76,14 +77,12 @@ int main(int argc, char** argv) {
     try {
         const Plan plan = Plan::load(argv[1]);
         fill_inputs(plan, {argv + 4, argv + argc});
-        View result{plan.output_dtype, nullptr, plan.output_shape, plan.output_shape};
-        int64_t step = 1;
-        for (size_t axis = result.shape.size(); axis-- > 0; step *= result.shape[axis]) result.strides[axis] = step;
-        const Memory memory = allocate(result.size() * bytes_of(result.dtype));
-        result.data = memory.get();
         Networks networks(plan, argv[2]);
-        run(plan, networks, result);
-        write_npy(argv[3], result);
+        run(plan, networks);
+        const fs::path out = argv[3];
+        write_npy(out, plan.outputs.at("result"));
+        const auto audio = plan.outputs.find("audio");
+        if (audio != plan.outputs.end()) write_npy(fs::path(out).replace_extension(".audio.npy"), audio->second);
     } catch (const std::exception& error) {
         std::cerr << "replay: " << error.what() << "\n";
         return 1;

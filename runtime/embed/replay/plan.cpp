@@ -11,7 +11,7 @@ namespace telecine {
 namespace fs = std::filesystem;
 using Json = nlohmann::json;
 
-constexpr int kFormat = 1;
+constexpr int kSilent = 1, kWithSound = 2;  // formats
 
 size_t bytes_of(DType dtype) {
     switch (dtype) {
@@ -104,7 +104,8 @@ static Bindings bindings(const std::map<std::string, View>& buffers, const Json&
     return bound;
 }
 
-static Step parse_step(const std::map<std::string, View>& buffers, const Json& json) {
+static Step parse_step(const Plan& plan, const Json& json) {
+    const std::map<std::string, View>& buffers = plan.buffers;
     Step step;
     step.op = json.at("op").get<std::string>();
     if (step.op == "run") {
@@ -112,6 +113,7 @@ static Step parse_step(const std::map<std::string, View>& buffers, const Json& j
         step.inputs = bindings(buffers, json.at("inputs"));
         step.outputs = bindings(buffers, json.at("outputs"));
     } else if (step.op == "emit") {
+        step.out = plan.outputs.at(json.value("output", "result"));
         step.value = view_in(buffers, json.at("value"));
         step.start = json.at("start").get<int64_t>();
     } else if (step.op == "progress") {
@@ -138,7 +140,8 @@ Plan Plan::load(const fs::path& folder) {
     std::ifstream file = opened(folder / "plan.json");
     file.exceptions(std::ios::badbit);  // the parser reads to the end
     const Json json = Json::parse(file);
-    if (json.at("format") != kFormat) throw std::runtime_error(folder.string() + " is a plan of another format");
+    if (json.at("format") != kSilent && json.at("format") != kWithSound)
+        throw std::runtime_error(folder.string() + " is a plan of another format");
 
     Plan plan;
     std::vector<std::byte*> blocks;
@@ -165,9 +168,15 @@ Plan Plan::load(const fs::path& folder) {
             plan.networks[component + "." + role] = files.at(graph).get<std::string>();
         }
     }
-    for (const Json& step : json.at("steps")) plan.steps.push_back(parse_step(plan.buffers, step));
-    plan.output_dtype = dtype_named(json.at("output").at("dtype"));
-    json.at("output").at("shape").get_to(plan.output_shape);
+    const auto add_output = [&](const std::string& name, const Json& entry) {
+        View output = whole(dtype_named(entry.at("dtype")), nullptr, entry.at("shape").get<Shape>());
+        output.data = new_memory(output.size() * bytes_of(output.dtype));
+        plan.outputs.emplace(name, std::move(output));
+    };
+    const Json& made = json.at("output");
+    add_output("result", made);
+    if (made.contains("audio")) add_output("audio", made.at("audio"));
+    for (const Json& step : json.at("steps")) plan.steps.push_back(parse_step(plan, step));
     return plan;
 }
 

@@ -39,7 +39,7 @@ using Bindings = std::vector<std::pair<std::string, View>>;
 
 struct Step {
     std::string op;
-    View out;                       // of an operation
+    View out;                       // of an operation; of "emit": the whole output that `value` is a piece of
     std::vector<Operand> operands;  // of an operation
     std::string network;            // of "run": COMPONENT.ROLE
     Bindings inputs, outputs;       // of "run"
@@ -61,14 +61,13 @@ struct Plan {
     std::map<std::string, View> buffers;
     std::vector<std::string> inputs;  // buffers that the host fills before the first step
     std::vector<Step> steps;
-    DType output_dtype;
-    Shape output_shape;
+    std::map<std::string, View> outputs;  // "result": frames or latents; "audio" beside, of a plan with sound
 
     // Throws std::runtime_error: a file is missing or damaged, or of a format that this reader does not know.
     static Plan load(const std::filesystem::path& folder);
 
  private:
-    std::vector<Memory> memory_;  // what the buffers lie in
+    std::vector<Memory> memory_;  // what the buffers and outputs lie in
 };
 
 }  // namespace telecine

@@ -1,6 +1,8 @@
 """Run a plan with NumPy and ONNX Runtime alone: the shortest interpreter, to read and to test others against.
 
 python replay.py PLAN BUNDLE frames.npy
+
+Of a plan with sound, frames.audio.npy stands beside.
 """
 
 from __future__ import annotations
@@ -58,21 +60,23 @@ class Replay:
             for role, files in roles.items()
         }
 
-    def run(self, inputs: Mapping[str, Array]) -> Array:
-        """The frames or latents, for what the plan asks of its host."""
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """The "result", frames or latents, for what the plan asks of its host; and its "audio", if there is any."""
         for name in self.plan["inputs"]:
             self.buffers[name][...] = inputs[name]
-        result = np.empty(self.plan["output"]["shape"], self.plan["output"]["dtype"])
+        output = self.plan["output"]
+        entries = {"result": output} | ({"audio": output["audio"]} if "audio" in output else {})
+        outputs = {name: np.empty(entry["shape"], entry["dtype"]) for name, entry in entries.items()}
         for step in self.plan["steps"]:
             operation = step["op"]
             if operation == "run":
                 self._network(step)
             elif operation == "emit":
                 value = self._view(step["value"])
-                result[:, step["start"] : step["start"] + value.shape[1]] = value
+                outputs[step.get("output", "result")][:, step["start"] : step["start"] + value.shape[1]] = value
             elif operation != "progress":
                 self._compute(operation, step)
-        return result
+        return outputs
 
     def _network(self, step: Mapping[str, Any]) -> None:
         feeds = {name: self._view(view) for name, view in step["inputs"].items()}
@@ -100,7 +104,10 @@ class Replay:
 
 def main() -> None:
     plan, bundle, out = map(Path, sys.argv[1:4])
-    np.save(out, Replay(plan, bundle).run({}))
+    outputs = Replay(plan, bundle).run({})
+    np.save(out, outputs["result"])
+    if "audio" in outputs:
+        np.save(out.with_suffix(".audio.npy"), outputs["audio"])
 
 
 if __name__ == "__main__":

@@ -208,9 +208,9 @@ class Family:
 
     `grid` is of the manifest's host configuration. `vae_tile` and `keyframes` are what engines are built for where
     nothing is asked: the largest WIDTHxHEIGHTxFRAMES that the VAE takes at once (None: the whole video), and the latent
-    frames that conditions may add (None: the family has no such conditions). `no_plan`: why its requests cannot be
-    recorded as plans. `refuses`: parameters of `generate` that none of its pipelines has, each with what to do instead.
-    `bench`: parameters with which a benchmark's request is guided by its prompts alone.
+    frames that conditions may add (None: the family has no such conditions). `plan_needs_prompt`: why hosts of its
+    plans cannot bring the prompt (None: they can). `refuses`: parameters of `generate` that none of its pipelines has,
+    each with what to do instead. `bench`: parameters with which a benchmark's request is guided by its prompts alone.
     """
 
     name: str
@@ -222,7 +222,7 @@ class Family:
     keyframes: int | None = None
     upscaler: UpscalerSpec | None = None
     two_stage: TwoStageSpec | None = None
-    no_plan: str | None = None
+    plan_needs_prompt: str | None = None
     refuses: Mapping[str, str] = field(default_factory=dict)
     bench: Mapping[str, Any] = field(default_factory=dict)
 

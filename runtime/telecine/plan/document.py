@@ -11,9 +11,10 @@ from typing import Any
 from telecine.bundle import Bundle
 from telecine.engines_folder import list_engines
 from telecine.plan.memory import allocate
-from telecine.plan.program import Buffer, Compute, Emit, Operand, Program, Progress, Run, Step, View
+from telecine.plan.program import AUDIO, RESULT, Buffer, Compute, Emit, Operand, Program, Progress, Run, Step, View
 
-FORMAT = 1
+# A plan with sound has an output more, which readers of silent ones would write over the frames.
+SILENT, WITH_SOUND = FORMATS = (1, 2)
 FILE_NAME = "plan.json"
 TENSORS = "tensors.safetensors"
 
@@ -25,7 +26,7 @@ def document(program: Program, bundle: Bundle, about: Mapping[str, Any]) -> dict
     allocations = allocate(program)
     runs = [step for step in program.steps if isinstance(step, Run)]
     return {
-        "format": FORMAT,
+        "format": WITH_SOUND if AUDIO in about["output"] else SILENT,
         **about,
         "components": _components(bundle, runs),
         "inputs": [buffer.name for buffer in buffers if buffer.asked],
@@ -74,9 +75,11 @@ def _step(step: Step) -> dict[str, Any]:
         return {"op": step.operation, "out": _operand(step.out)} | {name: _operand(each) for name, each in operands}
     if isinstance(step, Progress):
         place = {"step": step.step, "steps": step.steps, "sigma": step.sigma}
-        return {"op": "progress", **place, "latents": _operand(step.latents)}
+        sound = {} if step.audio_latents is None else {"audio_latents": _operand(step.audio_latents)}
+        return {"op": "progress", **place, "latents": _operand(step.latents), **sound}
     assert isinstance(step, Emit)
-    return {"op": "emit", "start": step.start, "value": _operand(step.value)}
+    output = {} if step.output == RESULT else {"output": step.output}
+    return {"op": "emit", **output, "start": step.start, "value": _operand(step.value)}
 
 
 def _operand(operand: Operand) -> Any:

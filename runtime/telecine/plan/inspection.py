@@ -11,7 +11,7 @@ from typing import Any
 from telecine.bundle import sha256
 from telecine.errors import BundleError
 from telecine.inspection import show_bytes
-from telecine.plan.document import FILE_NAME, FORMAT
+from telecine.plan.document import FILE_NAME, FORMATS
 
 
 def is_plan(path: Path) -> bool:
@@ -27,8 +27,8 @@ def read_plan(path: Path, *, check: bool) -> dict[str, Any]:
     """
     try:
         content = json.loads((path / FILE_NAME).read_text(encoding="utf-8"))
-        known = isinstance(content, dict) and content.get("format") == FORMAT
-        problem = "" if known else f"{path / FILE_NAME} is not a plan of format {FORMAT}"
+        known = isinstance(content, dict) and content.get("format") in FORMATS
+        problem = "" if known else f"{path / FILE_NAME} is not a plan of format {' or '.join(map(str, FORMATS))}"
         if known:
             tensors, recorded = path / content["tensors"]["file"], content["tensors"]
             whole = tensors.stat().st_size == recorded["size"] and (not check or sha256(tensors) == recorded["sha256"])
@@ -43,9 +43,10 @@ def read_plan(path: Path, *, check: bool) -> dict[str, Any]:
 def describe(plan: Mapping[str, Any]) -> list[str]:
     """Lines: the result, what the host fills, the networks and how often they run, operations, memory."""
     output, buffers = plan["output"], plan["buffers"]
+    sound = f" with sound {_shape(output['audio'])}" if "audio" in output else ""
     lines = [
         f"  {plan['family']} {plan['variant']}, format {plan['format']}",
-        f"  makes {output['kind']} {_shape(output)}, seed {', '.join(map(str, plan['seeds']))}",
+        f"  makes {output['kind']} {_shape(output)}{sound}, seed {', '.join(map(str, plan['seeds']))}",
         *(f"  asks for {name} {_shape(buffers[name])}" for name in plan["inputs"]),
     ]
     runs = Counter((step["component"], step["role"]) for step in plan["steps"] if step["op"] == "run")

@@ -19,6 +19,7 @@ from telecine.pipeline import Pipeline
 from telecine.plan.backend import LaterPrompt, RecordingBackend, RecordingModels
 from telecine.plan.document import FILE_NAME, TENSORS, as_json, document
 from telecine.plan.inspection import is_plan
+from telecine.plan.program import AUDIO
 from telecine.plan.recorder import Recorder
 
 
@@ -43,7 +44,7 @@ def make_plan(
         BundleError: the bundle lacks what the request needs.
         EngineError: there are no engines for the target, or they are too small.
     """
-    _check_family(bundle)
+    _check_prompt(bundle, prompt, parameters)
     _check_one_stage(bundle, parameters)
     check_folder_writable(out, overwrite=overwrite, is_ours=is_plan)
     recorder = Recorder()
@@ -60,13 +61,14 @@ def make_plan(
     return content
 
 
-def _check_family(bundle: Bundle) -> None:
+def _check_prompt(bundle: Bundle, prompt: str | list[str] | None, parameters: Mapping[str, Any]) -> None:
     family = FAMILIES.get(bundle.manifest.family)
-    if family is not None and family.no_plan is not None:
+    later = prompt is None and parameters.get("prompt_embeds") is None
+    if later and family is not None and family.plan_needs_prompt is not None:
         raise RequestError(
-            f"a plan of a {family.name} model",
-            expected=f"a model of another family: {family.no_plan}",
-            fix="Run it in Python, or embed it: runtime/embed.",
+            f"a plan of a {family.name} model without a prompt",
+            expected=f"its prompt: {family.plan_needs_prompt}",
+            fix="Pass prompt, or make a plan for each.",
         )
 
 
@@ -107,14 +109,25 @@ def _record(pipe: Pipeline, recorder: Recorder, parameters: dict[str, Any]) -> d
         latents: Any = result.latents
         recorder.emit(latents, 0)
         made = {"kind": "latents", "dtype": latents.dtype.name, "shape": list(latents.shape)}
-        return {"seeds": list(result.seeds), "output": made | {"frame_rate": result.frame_rate}}
+        made |= {"frame_rate": result.frame_rate, **_sound(recorder, result.audio_latents, None)}
+        return {"seeds": list(result.seeds), "output": made}
     start = 0
     with pipe.stream(**parameters) as stream:
+        sound = _sound(recorder, stream.audio, stream.sample_rate)
         for piece in stream:
             recorder.emit(piece, start)  # type: ignore[arg-type]
             start += piece.shape[1]
     made = {"kind": "frames", "dtype": piece.dtype.name, "shape": list(stream.shape)}
-    return {"seeds": list(stream.seeds), "output": made | {"frame_rate": stream.frame_rate}}
+    return {"seeds": list(stream.seeds), "output": made | {"frame_rate": stream.frame_rate, **sound}}
+
+
+def _sound(recorder: Recorder, sound: Any, sample_rate: int | None) -> dict[str, Any]:
+    """Record that the sound is there, or its latents; what `output` says of it, where the model makes any."""
+    if sound is None:
+        return {}
+    recorder.emit(sound, 0, AUDIO)
+    rate = {} if sample_rate is None else {"sample_rate": sample_rate}
+    return {AUDIO: {"dtype": sound.dtype.name, "shape": list(sound.shape), **rate}}
 
 
 def _origin(bundle: Bundle) -> dict[str, Any]:

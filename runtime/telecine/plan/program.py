@@ -15,6 +15,8 @@ Array = npt.NDArray[Any]
 ELEMENTWISE = ("copy", "add", "subtract", "multiply", "divide", "minimum", "maximum", "exp", "rint")
 # Along the last axis: the unbiased standard deviation of one operand, and the sum of products of two.
 REDUCTIONS = ("std", "dot")
+# What a program makes: frames or latents, and the sound beside them, or its latents, of models that make some.
+RESULT, AUDIO = "result", "audio"
 
 
 @dataclass(eq=False, slots=True)
@@ -91,15 +93,21 @@ class Compute:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """A denoising step is done: its number, of how many, the sigma it began at, and the latents after it."""
+    """A denoising step is done: its number, of how many, the sigma it began at, and the latents after it.
+
+    `audio_latents` are the sound's, of models that make some.
+    """
 
     step: int
     steps: int
     sigma: float
     latents: View
+    audio_latents: View | None = None
 
     def reads(self) -> Iterator[View]:
         yield self.latents
+        if self.audio_latents is not None:
+            yield self.audio_latents
 
     def writes(self) -> Iterator[View]:
         yield from ()
@@ -107,10 +115,11 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Emit:
-    """A piece of the result: frames from `start` on, or (`start` 0) the latents."""
+    """A piece of an output: of the "result", frames from `start` on or (`start` 0) latents, or of its "audio"."""
 
     value: View
     start: int
+    output: str = RESULT
 
     def reads(self) -> Iterator[View]:
         yield self.value

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from telecine.plan.program import Buffer, Compute, Emit, Operand, Program, Progress, Run, Step, View, view_of
+from telecine.plan.program import RESULT, Buffer, Compute, Emit, Operand, Program, Progress, Run, Step, View, view_of
 from telecine.plan.recorded import Recorded, refuse
 
 Array = npt.NDArray[Any]
@@ -71,13 +71,14 @@ class Recorder:
         """Record that a network runs."""
         self.record(Run(component, role, dict(inputs), dict(outputs)))
 
-    def progress(self, step: int, steps: int, sigma: float, latents: Recorded) -> None:
-        """Record that a denoising step is done: the callback of `Pipeline.generate`."""
-        self.record(Progress(step, steps, sigma, latents.view))
+    def progress(self, step: int, steps: int, sigma: float, latents: Recorded | tuple[Recorded, Recorded]) -> None:
+        """Record that a denoising step is done: the callback of `Pipeline.generate`. A pair is of video and sound."""
+        views = [each.view for each in (latents if isinstance(latents, tuple) else (latents,))]
+        self.record(Progress(step, steps, sigma, *views))
 
-    def emit(self, value: Recorded, start: int) -> None:
-        """Record that a part of the result is there."""
-        self.record(Emit(value.view, start))
+    def emit(self, value: Recorded, start: int, output: str = RESULT) -> None:
+        """Record that a part of an output is there."""
+        self.record(Emit(value.view, start, output))
 
     def record(self, step: Step) -> None:
         """Add a step, but one that fills a buffer with the constant that it holds already."""

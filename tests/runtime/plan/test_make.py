@@ -66,7 +66,7 @@ def replayed(pipe: Pipeline, replay: Any, tmp_path: Path) -> Callable[..., np.nd
 
     def make(videos: int = 1, **parameters: Any) -> np.ndarray:
         make_plan(pipe.bundle, tmp_path / "plan", videos=videos, **parameters)
-        made: np.ndarray = replay(tmp_path / "plan", pipe.bundle.root).run({})
+        made: np.ndarray = replay(tmp_path / "plan", pipe.bundle.root).run({})["result"]
         return made
 
     return make
@@ -117,7 +117,7 @@ def test_a_decoder_that_draws_noise(replay: Any, noisy_bundle: Path, tmp_path: P
     with telecine.load(noisy_bundle, backend="onnxruntime", device="cpu") as pipe:
         want = pipe.generate(**REQUEST).frames
         make_plan(pipe.bundle, tmp_path / "plan", **REQUEST)
-    np.testing.assert_allclose(replay(tmp_path / "plan", noisy_bundle).run({}), want, rtol=0, atol=BOUND)
+    np.testing.assert_allclose(replay(tmp_path / "plan", noisy_bundle).run({})["result"], want, rtol=0, atol=BOUND)
 
 
 @pytest.mark.parametrize("change", [{}, {"use_dynamic_cfg": True, "num_inference_steps": 4}], ids=["plain", "dynamic"])
@@ -130,7 +130,7 @@ def test_cogvideox_in_chunks_with_caches(
         want = pipe.generate(**request).frames
         plan = make_plan(pipe.bundle, tmp_path / "plan", **request)
     assert set(plan["components"]["vae_decoder"]) == {"first", "next"}
-    np.testing.assert_allclose(replay(tmp_path / "plan", pipe.bundle.root).run({}), want, rtol=0, atol=BOUND)
+    np.testing.assert_allclose(replay(tmp_path / "plan", pipe.bundle.root).run({})["result"], want, rtol=0, atol=BOUND)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_cogvideox_from_an_image_or_a_video(
     assert want is not None
     assert want.std() > 0.05
     assert {"vae_encoder", "transformer", "vae_decoder"} <= set(plan["components"])
-    got = replay(tmp_path / "plan", pipe.bundle.root).run({"input_ids": tokens.input_ids})
+    got = replay(tmp_path / "plan", pipe.bundle.root).run({"input_ids": tokens.input_ids})["result"]
     np.testing.assert_allclose(got, want, rtol=0, atol=ENCODED_BOUND)
 
 
@@ -170,7 +170,7 @@ def test_the_host_may_bring_the_prompt(pipe: Pipeline, replay: Any, tmp_path: Pa
     tokenizer = Tokenizer.load(pipe.bundle.path(pipe.bundle.manifest.tokenizer))
     for prompts in (["a red ball", "snow"], ["a blue cube falls down the stairs", ""]):
         tokens = tokenizer.encode(prompts, max_sequence_length=128)
-        got = opened.run({"input_ids": tokens.input_ids, "attention_mask": tokens.attention_mask})
+        got = opened.run({"input_ids": tokens.input_ids, "attention_mask": tokens.attention_mask})["result"]
         np.testing.assert_allclose(got, pipe.generate(prompt=prompts, **request).frames, rtol=0, atol=BOUND)
 
 

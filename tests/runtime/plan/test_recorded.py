@@ -46,7 +46,7 @@ def run(replay: Any, tmp_path: Path) -> Callable[..., Array]:
         constants = {each.name: each.constant for each in recorder.program.buffers() if each.constant is not None}
         save_file(constants, tmp_path / "tensors.safetensors")
         given = {name: value for name, value in zip(names, values, strict=True) if name in content["inputs"]}
-        run: Array = replay(tmp_path, tmp_path).run(given)
+        run: Array = replay(tmp_path, tmp_path).run(given)["result"]
         return run.reshape(made.shape)
 
     return recorded

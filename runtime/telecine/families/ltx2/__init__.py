@@ -47,7 +47,7 @@ LTX2 = Family(
     axis_ranges=workloads.axis_ranges,
     vae_tile=workloads.VAE_TILE,
     keyframes=workloads.KEYFRAMES,
-    no_plan="its steps are of a pair of arrays, video and sound, of which a plan has no form",
+    plan_needs_prompt="where its tokens stand in the connectors is worked out from what is padding",
     refuses=REFUSES,
     # The sound's guidance_scale is the video's, where it is 0.
     bench={

@@ -65,7 +65,7 @@ def unpack(tokens: Array, bands: int) -> Array:
     Source: diffusers `LTX2Pipeline._unpack_audio_latents`.
     """
     batch, count, _ = tokens.shape
-    return np.ascontiguousarray(tokens.reshape(batch, count, -1, bands).transpose(0, 2, 1, 3))
+    return tokens.reshape(batch, count, -1, bands).transpose(0, 2, 1, 3).copy()
 
 
 def normalize(tokens: Array, mean: Array, std: Array) -> Array:

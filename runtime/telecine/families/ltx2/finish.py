@@ -25,7 +25,7 @@ Array = npt.NDArray[np.float32]
 
 def clip(tokens: Array, latent: LatentShape) -> Array:
     """(B, T + keyframes, C) tokens → (B, C, F, H, W) normalised latents of the clip, without the keyframes."""
-    return unpack(np.ascontiguousarray(tokens[:, : latent.tokens]), latent)
+    return unpack(tokens[:, : latent.tokens], latent)
 
 
 def for_decoder(host: Host, latents: Array, generators: list[Generator], noise_scale: Array) -> Array:

@@ -119,8 +119,7 @@ def from_image(draw: Draw, image: Array | None, given: Given, noise_scale: float
     noise = pack(draw.video())
     if given.video is None:
         assert image is not None
-        video = noise
-        video[:, :frame] = pack(image)
+        video = _begun(noise, pack(image))
     else:
         video = noised(given.video, noise, (np.float32(noise_scale) * (ONE - strengths))[:, np.newaxis])
     start = AudioVideo(video, _audio(draw, given.audio, noise_scale))
@@ -135,20 +134,30 @@ def from_conditions(
     A token that is held by s begins with the share n (1 - s) of noise, of which n is `noise_scale`.
     """
     shape = (draw.batch, draw.latent.tokens, draw.channels)
-    video = np.zeros(shape, np.float32) if given.video is None else given.video.copy()
+    video = np.zeros(shape, np.float32) if given.video is None else given.video
     held, strengths = np.zeros(shape, np.float32), np.zeros(draw.latent.tokens, np.float32)
     for placed in firsts:
-        tokens = slice(placed.tokens.shape[1])
-        video[:, tokens] = held[:, tokens] = placed.tokens
-        strengths[tokens] = placed.strength
+        video, held = (_begun(each, placed.tokens) for each in (video, held))
+        strengths[: placed.tokens.shape[1]] = placed.strength
     for placed in keyframes:
-        behind = np.broadcast_to(placed.tokens, (draw.batch, *placed.tokens.shape[1:]))
+        behind = _for_all(placed.tokens, draw.batch)
         video, held = (np.concatenate([each, behind], axis=1) for each in (video, held))
         strengths = np.concatenate([strengths, np.full(behind.shape[1], placed.strength, np.float32)])
     video = noised(video, draw.like(video), ((ONE - strengths) * np.float32(noise_scale))[:, np.newaxis])
     sound = draw.packed_audio() if given.audio is None else noised(given.audio, draw.like(given.audio), noise_scale)
     start = AudioVideo(video, sound)
     return start, Held(strengths=strengths, latents=held) if firsts or keyframes else None
+
+
+def _begun(tokens: Array, first: Array) -> Array:
+    """(B, T, C) tokens, of which the first are (1 or B, N, C) others. What a network made is not written into NumPy's
+    arrays: a plan could not record it."""
+    return np.concatenate([_for_all(first, len(tokens)), tokens[:, first.shape[1] :]], axis=1)
+
+
+def _for_all(tokens: Array, batch: int) -> Array:
+    """(1 or B, N, C) tokens → (B, N, C)."""
+    return np.repeat(tokens, batch // len(tokens), axis=0)
 
 
 def _audio(draw: Draw, given: Array | None, noise_scale: float) -> Array:

@@ -61,7 +61,9 @@ class BoundTransformer:
         self._session, self._texts, self._blocks, self._stage = session, texts, blocks, stage
         self._use_cross_timestep = use_cross_timestep
         self._batch = len(latents.video)
-        self._latents, self._velocity = (AudioVideo(*map(np.empty_like, latents)) for _ in range(2))
+        self._latents, self._velocity = (
+            AudioVideo(*(session.empty(each.shape, np.float32) for each in latents)) for _ in range(2)
+        )
         self._inputs: dict[str, Array] = {}  # small ones, which steps and passes change
         for name, array in constants.items():
             session.bind(name, array)

@@ -63,6 +63,9 @@ class ModuleSession:
                 each.frequencies = each.computed[0]
         self.inputs, self._outputs, self._bound = spec.sample, list(spec.outputs), dict[str, np.ndarray]()
 
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        return np.empty(shape, dtype)
+
     def bind(self, name: str, buffer: np.ndarray) -> None:
         self._bound[name] = buffer
 
