@@ -247,7 +247,7 @@ def _(patch: Patch) -> None:
 @mutant("frames dropped from the end", "1.5-5b")
 def _(patch: Patch) -> None:
     right = generation.decode
-    patch(generation, "decode", lambda models, host, latents, decoding: right(models, host, wrong(latents), decoding))
+    patch(generation, "decode", lambda models, host, latents, *others: right(models, host, wrong(latents), *others))
 
     def wrong(latents: np.ndarray) -> np.ndarray:
         whole = latents.base if latents.base is not None else latents
