@@ -132,7 +132,8 @@ def as_pipeline(kind: str, bundle: Path, source: Path, folder: Path) -> tuple[Pa
 
 
 @pytest.mark.parametrize("kind", SCHEDULERS)
-@pytest.mark.parametrize("variant", ["tiny", "plain", "noisy"])  # VAEs of 0.9.5, of 0.9.0's kind, and of 0.9.1's
+# VAEs of 0.9.5, of 0.9.0's kind, and of 0.9.1's: the last differs in its decoder, whose parity has tests of its own.
+@pytest.mark.parametrize("variant", ["tiny", "plain", pytest.param("noisy", marks=pytest.mark.slow)])
 def test_pipelines_of_conditioned_video_pass_every_stage(
     variant: str, kind: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
