@@ -10,6 +10,7 @@ from diffusers import AutoencoderKLLTX2Video
 from diffusers.models.autoencoders.autoencoder_kl_ltx2 import LTX2VideoCausalConv3d
 from torch import Tensor, nn
 
+from telecine_export.families import activations
 from telecine_export.families.defaults import complete
 from telecine_export.families.ltx2.checks import check_vae
 from telecine_export.families.ltx2.vae_patches import patch_video_vae
@@ -117,27 +118,12 @@ def compression_ratios(config: Config) -> tuple[int, int]:
 
 
 def widest_activations(config: Config) -> dict[str, float]:
-    """Values of the largest activation of each half of the VAE, per pixel of the video: what tiles are sized by."""
+    """Values of the largest activation of each half of the VAE, per pixel of the video."""
     with torch.device("meta"):
         model: Any = AutoencoderKLLTX2Video.from_config(config).eval()
-    temporal, spatial = compression_ratios(config)
-    video = torch.empty(1, 3, 8 * temporal + 1, 2 * spatial, 2 * spatial, device="meta")
-    latents = torch.empty(1, config["latent_channels"], 9, 2, 2, device="meta")
-    sizes: list[int] = []
-    for module in model.modules():
-        if isinstance(module, LTX2VideoCausalConv3d):
-            module.register_forward_hook(lambda _, inputs, output: sizes.extend((inputs[0].numel(), output.numel())))
-    widest = {}
-    runs = {
-        "vae_encoder": lambda: model.encoder(video),
-        "vae_decoder": lambda: model.decoder(latents, torch.empty(1, device="meta")),
-    }
-    with torch.no_grad():
-        for name, run in runs.items():
-            sizes.clear()
-            run()
-            widest[name] = max(sizes) / video[0, 0].numel()
-    return widest
+    return activations.widest_activations(
+        model, LTX2VideoCausalConv3d, latent_channels=config["latent_channels"], ratios=compression_ratios(config)
+    )
 
 
 def least_sides(config: Config) -> dict[str, int]:

@@ -13,6 +13,7 @@ from diffusers.pipelines.ltx.modeling_latent_upsampler import LTXLatentUpsampler
 from torch import Tensor, nn
 
 from telecine.errors import SourceError
+from telecine_export.families import activations
 from telecine_export.families.defaults import complete
 from telecine_export.families.ltx_video.patches import patch_ltx_noise, patch_ltx_transformer, patch_ltx_vae
 from telecine_export.families.ltx_video.upsampler import host as upsampler_host
@@ -334,27 +335,12 @@ def decoder_noise(vae: Config) -> dict[int, int]:
 
 
 def widest_activations(vae: Config) -> dict[str, float]:
-    """Values of the largest activation of each half of the VAE, per pixel of the video: what tiles are sized by."""
+    """Values of the largest activation of each half of the VAE, per pixel of the video."""
     with torch.device("meta"):
-        model = AutoencoderKLLTXVideo.from_config(vae).eval()
-    temporal, spatial = compression_ratios(vae)
-    video = torch.empty(1, 3, 8 * temporal + 1, 2 * spatial, 2 * spatial, device="meta")
-    latents = torch.empty(1, vae["latent_channels"], 9, 2, 2, device="meta")
-    sizes: list[int] = []
-    for module in model.modules():
-        if isinstance(module, LTXVideoCausalConv3d):
-            module.register_forward_hook(lambda _, inputs, output: sizes.extend((inputs[0].numel(), output.numel())))
-    widest = {}
-    runs = {
-        "vae_encoder": lambda: model.encoder(video),
-        "vae_decoder": lambda: model.decoder(latents, torch.empty(1, device="meta")),
-    }
-    with torch.no_grad():
-        for name, run in runs.items():
-            sizes.clear()
-            run()
-            widest[name] = max(sizes) / video[0, 0].numel()
-    return widest
+        model: Any = AutoencoderKLLTXVideo.from_config(vae).eval()
+    return activations.widest_activations(
+        model, LTXVideoCausalConv3d, latent_channels=vae["latent_channels"], ratios=compression_ratios(vae)
+    )
 
 
 def compression_ratios(vae: Config) -> tuple[int, int]:
